@@ -1,0 +1,1 @@
+"""A reward model: trained on preferences, then a callable that scores responses."""

@@ -1,0 +1,217 @@
+"""The verbs: `rlhf <verb> --config configs/<verb>.yaml [--key value]`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError, is_disk_full, nearest
+
+# What each verb does, in the order in which a newcomer meets them.
+VERBS = {
+    "demo": "run the whole loop on an embedded help desk, offline, in minutes",
+    "prepare": "raw files -> clean records, split by prompt",
+    "pretrain": "a small model from scratch on plain text",
+    "sft": "imitate demonstrations",
+    "sample": "K responses a prompt, ready to rank",
+    "export": "rankings -> preferences",
+    "reward": "learn a score from preferences",
+    "dpo": "train a policy on preferences",
+    "compare": "which policy is better, and how sure are we: one report",
+    "recipe": "run the stages of a recipe one after another, resumable",
+    "chat": "talk to one policy, or to two side by side, in the browser",
+    "serve": "an OpenAI-compatible server on a policy",
+    "configs": "list the configs that come with rlhf, or copy them here",
+}
+
+# The next command to type; {out} is the run's folder.
+NEXT = {
+    "prepare": "rlhf sft --demonstrations {out}/demonstrations.train.jsonl --model_name_or_path MODEL",
+    "pretrain": "rlhf sft --model_name_or_path {out} --demonstrations DEMONSTRATIONS.jsonl",
+    "sft": "rlhf sample --policies {out} --prompts PROMPTS.jsonl",
+    "sample": "rlhf export --tasks {out}/tasks.jsonl --rankings RANKINGS.jsonl   (once people have ranked them)",
+    "export": "rlhf reward --preferences {out}/preferences.train.jsonl --model_name_or_path SFT_RUN",
+    "reward": "rlhf dpo --preferences PREFERENCES.jsonl --model_name_or_path SFT_RUN",
+    "dpo": "rlhf compare --policies SFT_RUN {out} --prompts PROMPTS.jsonl --reward_model REWARD_RUN",
+    "compare": "open {out}/report.html",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb. A UserError is one line on stderr and exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _dispatch(argv)
+    except UserError as error:
+        print(f"rlhf: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("rlhf: stopped; what is on disk is whole, go on with --resume true", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        print(f"rlhf: no space left on the disk ({error}); free some and run again", file=sys.stderr)
+        sys.exit(2)
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return
+    if argv[0] == "--version":
+        import rlhf
+
+        print(rlhf.__version__)
+        return
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        raise UserError(f"unknown verb `{verb}`{nearest(verb, list(VERBS))}; `rlhf --help` lists them")
+    if verb == "configs":
+        _configs(rest)
+    elif verb == "demo":
+        _demo(rest)
+    elif verb == "recipe":
+        _recipe(rest)
+    elif verb in ("chat", "serve"):
+        _talk(verb, rest)
+    else:
+        _stage(verb, rest)
+
+
+def _usage() -> str:
+    lines = ["usage: rlhf <verb> --config configs/<verb>.yaml [--key value ...]", ""]
+    lines += [f"  {verb:<9} {what}" for verb, what in VERBS.items()]
+    lines += ["", "`rlhf <verb> --help` lists the verb's keys. `rlhf demo` is the place to start."]
+    return "\n".join(lines)
+
+
+def _stage(verb: str, argv: list[str]) -> None:
+    import importlib
+
+    from rlhf.config import packaged, parse
+    from rlhf.loop import STAGES, run_stage
+
+    default = f"configs/{verb}.yaml"
+    config_type = importlib.import_module(STAGES[verb]).Config
+    config = parse(config_type, argv, default if packaged(default).is_file() else None)
+    run = run_stage(verb, config)
+    _show(run, _output_dir(config))
+
+
+def _recipe(argv: list[str]) -> None:
+    from rlhf.loop import run_recipe
+
+    path, options = _path_and_options(argv, "rlhf recipe --config configs/recipes/NAME.yaml", ["output_dir"])
+    runs = run_recipe(path, options.get("output_dir"), announce=_announce)
+    print(f"\n{path}: {len(runs)} stages done")
+
+
+def _demo(argv: list[str]) -> None:
+    from rlhf.config import parse
+    from rlhf.demo.run import Config, run
+
+    run(parse(Config, argv, None), _announce)
+
+
+def _talk(verb: str, argv: list[str]) -> None:
+    import importlib
+
+    from rlhf.config import packaged, parse
+
+    runs: list[str] = []
+    while argv and not argv[0].startswith("--"):
+        runs.append(argv.pop(0))
+    module = importlib.import_module(f"rlhf.{verb}")
+    default = f"configs/{verb}.yaml"
+    flags = ["--policies", *runs] if runs else []
+    module.run(parse(module.Config, [*flags, *argv], default if packaged(default).is_file() else None))
+
+
+def _configs(argv: list[str]) -> None:
+    """`rlhf configs` lists, `rlhf configs FOLDER` copies them there."""
+    import shutil
+
+    from rlhf.config import packaged
+
+    root = packaged("configs/sft.yaml").parent
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    if not argv:
+        for path in files:
+            print(f"configs/{path.relative_to(root)}")
+        return
+    target = Path(argv[0])
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target}: exists and is not empty; name a new folder")
+    shutil.copytree(root, target, dirs_exist_ok=True)
+    print(f"{len(files)} files copied to {target}")
+
+
+def _path_and_options(argv: list[str], usage: str, known: list[str]) -> tuple[str, dict[str, str]]:
+    options: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            options.setdefault("config", word)
+            continue
+        key = word[2:]
+        if key not in [*known, "config"]:
+            raise UserError(f"unknown flag `{word}`{nearest(key, [*known, 'config'])}; usage: {usage}")
+        if not rest:
+            raise UserError(f"{word}: needs a value; usage: {usage}")
+        options[key] = rest.pop(0)
+    if "config" not in options:
+        raise UserError(f"no recipe named; usage: {usage}")
+    return options.pop("config"), options
+
+
+def _announce(name: str, number: int, total: int, run: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    if run is None:
+        console.rule(f"[bold]{number}/{total}  {name}", align="left")
+    else:
+        console.print(f"[dim]{name}: {run.seconds:.0f} s", highlight=False)
+
+
+def _output_dir(config: tuple[Any, ...]) -> str:
+    return str(next(part.output_dir for part in config if hasattr(part, "output_dir")))
+
+
+def _show(run: Any, output_dir: str) -> None:
+    """A short table of the run's metrics and the next command."""
+    from rlhf.runs import is_main_process
+
+    if not is_main_process():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{run.stage}: {output_dir}  ({run.seconds:.0f} s)", title_justify="left", show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    for key, value in run.metrics.items():
+        if (text := _metric(value)) is not None:
+            table.add_row(key.replace("_", " "), text)
+    console = Console()
+    console.print(table)
+    if run.stage in NEXT:
+        console.print("next: " + NEXT[run.stage].format(out=output_dir), highlight=False, soft_wrap=True)
+
+
+def _metric(value: Any) -> str | None:
+    if isinstance(value, dict):
+        if {"mean", "low", "high", "n"} <= set(value):
+            if value["mean"] is None:
+                return None
+            return f"{value['mean']:.3f}  (95% interval {value['low']:.3f} to {value['high']:.3f}, n = {value['n']:,})"
+        parts = [f"{key.replace('_', ' ')} {_metric(item)}" for key, item in value.items() if item not in (None, 0, {})]
+        return ", ".join(parts) or None
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return None if value is None else str(value)

@@ -1,0 +1,119 @@
+"""Prompts to responses: sampled in batches of like length, the same for the same seed."""
+
+import hashlib
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.data.encode import CutReport
+from rlhf.errors import UserError
+from rlhf.models import Policy
+from rlhf.records import Messages
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn. Temperature 0 takes the likeliest token; no top-k, no top-p."""
+
+    temperature: float = 1.0
+    max_new_tokens: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One generated reply.
+
+    `prompt_ids` are the prompt's tokens as the policy saw them, `ids` the reply's, the end-of-turn
+    token included where the policy wrote one (`finished`).
+    """
+
+    prompt_index: int
+    index: int
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+    finished: bool
+
+
+def generate(
+    policy: Policy,
+    prompts: list[Messages],
+    num_responses: int,
+    sampling: Sampling,
+    batch_size: int,
+    skip: Container[int] = (),
+    cut: CutReport | None = None,
+) -> Iterator[tuple[int, list[Reply]]]:
+    """Sample `num_responses` replies to each prompt, `batch_size` replies at a time.
+
+    Yields `(batch number, replies)`. Prompts of like length share a batch. A batch's random numbers
+    come from the seed and its number alone, so a batch in `skip` (done before a kill) leaves the
+    others as they were. Prompts that do not fit lose their start, counted in `cut`.
+    Raises UserError where the context has no room for a prompt beside `max_new_tokens`.
+    """
+    space = policy.max_length - sampling.max_new_tokens
+    if space < 1:
+        raise UserError(
+            f"max_new_tokens: {sampling.max_new_tokens} leaves no room for a prompt in the context of {policy.path}, "
+            f"which is {policy.max_length}; set --max_new_tokens {policy.max_length // 2} or less"
+        )
+    cut = cut if cut is not None else CutReport()
+    cut.num_examples += len(prompts)
+    encoded = [policy.encoder.fit_prompt(messages, space, cut) for messages in prompts]
+    for number, batch in batches(encoded, num_responses, batch_size):
+        if number not in skip:
+            yield number, _generate_batch(policy, encoded, batch, num_responses, sampling, number)
+
+
+def batches(encoded: list[list[int]], num_responses: int, batch_size: int) -> Iterator[tuple[int, list[int]]]:
+    """Prompt indices, longest first (so that what does not fit in memory shows at once), numbered."""
+    order = sorted(range(len(encoded)), key=lambda index: (-len(encoded[index]), index))
+    step = max(1, batch_size // num_responses)
+    for number, start in enumerate(range(0, len(order), step)):
+        yield number, order[start : start + step]
+
+
+def _generate_batch(
+    policy: Policy, encoded: list[list[int]], batch: list[int], num_responses: int, sampling: Sampling, number: int
+) -> list[Reply]:
+    import torch
+
+    rows = [encoded[index] for index in batch]
+    width = max(len(row) for row in rows)
+    pad = policy.tokenizer.pad_token_id
+    device = policy.model.device
+    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)  # (prompts, time)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(_batch_seed(sampling.seed, number))
+        output = policy.model.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            num_return_sequences=num_responses,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(policy.encoder.stop_ids),
+            pad_token_id=pad,
+            **_sampling_options(sampling),
+        )
+    replies = []
+    for row, ids in enumerate(output[:, width:].tolist()):
+        at = row // num_responses
+        # The end is found by position, never by the pad id: pad and eos are one token in many checkpoints.
+        end = next((i for i, token in enumerate(ids) if token in policy.encoder.stop_ids), None)
+        kept = ids if end is None else ids[: end + 1]
+        text = policy.encoder.text(kept)
+        replies.append(Reply(batch[at], row % num_responses, rows[at], kept, text, end is not None))
+    return replies
+
+
+def _sampling_options(sampling: Sampling) -> dict[str, Any]:
+    # Every option is named, because checkpoints bring their own defaults in generation_config.json.
+    plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
+    if sampling.temperature == 0:
+        return plain | {"do_sample": False}
+    return plain | {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+
+
+def _batch_seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:7], "big")

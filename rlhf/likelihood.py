@@ -1,0 +1,83 @@
+"""How likely replies are under a model, and how far a policy has moved from its reference."""
+
+import contextlib
+from typing import Any
+
+from rlhf.generate import Reply
+from rlhf.models import Policy
+
+
+def reply_kl(
+    policy: Policy, reference: Policy, replies: list[Reply], temperature: float = 1.0, batch_size: int = 32
+) -> list[float]:
+    """KL(policy || reference) of each reply, in nats, summed over its tokens.
+
+    On replies that the policy sampled, sum_t KL(pi(. | y_<t) || ref(. | y_<t)) is an unbiased
+    estimate of the KL between the two distributions over whole replies, with the sampled token
+    integrated out: never negative, and of lower variance than log pi(y) - log ref(y)
+    (Amini et al. 2025, "Better Estimation of the KL Divergence Between Language Models").
+    Both distributions are those at `temperature`, the one that the replies were drawn at.
+    """
+    import torch
+
+    scale = temperature if temperature > 0 else 1.0
+    totals = [0.0] * len(replies)
+    with torch.no_grad(), _evaluating(policy.model), _evaluating(reference.model):
+        for rows, input_ids, attention, keep in _padded(policy, replies, batch_size):
+            logps = torch.log_softmax(_logits(policy.model, input_ids, attention) / scale, dim=-1)
+            others = torch.log_softmax(_logits(reference.model, input_ids, attention) / scale, dim=-1)
+            kl = (logps.exp() * (logps - others)).sum(-1)  # (batch, time)
+            sums = (kl * keep).sum(-1).clamp(min=0)
+            for row, total in zip(rows, sums.tolist(), strict=True):
+                totals[row] = total
+    return totals
+
+
+def reply_logps(policy: Policy, replies: list[Reply], temperature: float = 1.0, batch_size: int = 32) -> list[float]:
+    """log pi(reply | prompt) of each reply, in nats, summed over its tokens."""
+    import torch
+
+    totals = [0.0] * len(replies)
+    with torch.no_grad(), _evaluating(policy.model):
+        for rows, input_ids, attention, keep in _padded(policy, replies, batch_size):
+            logps = torch.log_softmax(_logits(policy.model, input_ids, attention) / temperature, dim=-1)
+            taken = logps.gather(-1, input_ids[:, 1:, None]).squeeze(-1)
+            for row, total in zip(rows, (taken * keep).sum(-1).tolist(), strict=True):
+                totals[row] = total
+    return totals
+
+
+def _logits(model: Any, input_ids: Any, attention: Any) -> Any:
+    """(batch, time - 1, vocabulary) float32: what is predicted for each token but the first."""
+    return model(input_ids=input_ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
+
+
+def _padded(policy: Policy, replies: list[Reply], batch_size: int):
+    """Batches of like length, padded on the right: rows, ids, attention and the reply's mask (from token 1 on)."""
+    import torch
+
+    order = sorted(range(len(replies)), key=lambda row: len(replies[row].prompt_ids) + len(replies[row].ids))
+    device = policy.model.device
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        whole = [replies[row].prompt_ids + replies[row].ids for row in rows]
+        width = max(len(ids) for ids in whole)
+        input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+        attention = torch.zeros(len(rows), width, dtype=torch.long)
+        keep = torch.zeros(len(rows), width, dtype=torch.bool)
+        for at, (row, ids) in enumerate(zip(rows, whole, strict=True)):
+            input_ids[at, : len(ids)] = torch.tensor(ids)
+            attention[at, : len(ids)] = 1
+            keep[at, len(replies[row].prompt_ids) : len(ids)] = True
+        yield rows, input_ids.to(device), attention.to(device), keep[:, 1:].to(device)
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any):
+    """Dropout off, and back as it was."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)

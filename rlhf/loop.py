@@ -1,0 +1,129 @@
+"""Where stages meet: the table of verbs, and recipes that run several stages in a row, resumable."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import as_dict, from_values, packaged, read_yaml
+from rlhf.errors import UserError, nearest
+from rlhf.records import RewardFunction, Run
+from rlhf.runs import read_run
+
+# Verb: its module. Each has `Config` and `run(config)`.
+STAGES = {
+    "prepare": "rlhf.data.prepare",
+    "pretrain": "rlhf.pretrain",
+    "sft": "rlhf.sft",
+    "sample": "rlhf.sample",
+    "export": "labeling_app.export",
+    "reward": "reward_model.train",
+    "dpo": "rlhf.dpo",
+    "compare": "rlhf.compare.run",
+}
+
+
+def run_stage(verb: str, config: tuple[Any, ...], modules: dict[str, str] | None = None) -> Run:
+    """Run one stage, and hand `compare` its judges: the one thing that a stage needs of another."""
+    module = importlib.import_module((modules or STAGES)[verb])
+    if verb == "compare":
+        return module.run(config, judges(config[0]))
+    return module.run(config)
+
+
+def judges(settings: Any) -> dict[str, RewardFunction]:
+    """The judges that compare's settings name: a reward model's folder, a gold `module:function`."""
+    found: dict[str, RewardFunction] = {}
+    if settings.reward_model:
+        from reward_model.score import load_reward_model
+
+        found["reward_model"] = load_reward_model(settings.reward_model, batch_size=settings.batch_size)
+    if settings.gold:
+        found["gold"] = _function(settings.gold)
+    return found
+
+
+def run_recipe(
+    path: str,
+    output_dir: str | None = None,
+    settings: dict[str, dict[str, Any]] | None = None,
+    modules: dict[str, str] | None = None,
+    announce: Callable[[str, int, int, Run | None], None] = lambda *_: None,
+) -> dict[str, Run]:
+    """Run the stages of a recipe one after another; finished ones are passed over, a cut-off one goes on.
+
+    A recipe is a YAML with `output_dir` and `stages`, a mapping from a stage's name to its settings.
+    The name is the verb, or `verb.anything` where a verb comes twice. In the settings a path that
+    begins with an earlier stage's name and a slash means that stage's run folder: `sft/`. `settings`
+    are laid over the recipe's. Every stage's settings are checked before the first begins.
+    """
+    modules = modules or STAGES
+    recipe = read_yaml(packaged(path))
+    unknown = set(recipe) - {"output_dir", "stages"}
+    if unknown:
+        raise UserError(f"{path}: unknown key `{sorted(unknown)[0]}`; a recipe has output_dir and stages")
+    stages = recipe.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        raise UserError(f"{path}: has no stages; list them under `stages:`, a verb and its settings each")
+    root = Path(output_dir or recipe.get("output_dir") or "")
+    if root == Path():
+        raise UserError(f"{path}: has no output_dir; set it, or give --output_dir runs/NAME")
+    plan = _plan(path, stages, root, settings or {}, modules)
+    for name, (verb, values) in plan.items():
+        _config(path, name, verb, values, modules)
+    runs: dict[str, Run] = {}
+    for number, (name, (verb, values)) in enumerate(plan.items(), 1):
+        # Made anew: TrainingArguments set process-wide state, which the next stage's have overwritten.
+        config = _config(path, name, verb, values, modules)
+        folder = root / name
+        there = read_run(folder) if (folder / "run.json").is_file() else None
+        if there is not None and there.finished:
+            changed = [key for key, value in as_dict(config).items() if there.config.get(key) != value]
+            changed = [key for key in changed if key not in ("resume", "output_dir", "logging_dir")]
+            if changed:
+                raise UserError(
+                    f"{folder}: finished with another {', '.join(changed)}; remove it, or choose another --output_dir"
+                )
+            runs[name] = there
+            continue
+        announce(name, number, len(plan), None)
+        runs[name] = run_stage(verb, config, modules)
+        announce(name, number, len(plan), runs[name])
+    return runs
+
+
+def _plan(
+    path: str, stages: dict[str, Any], root: Path, over: dict[str, dict[str, Any]], modules: dict[str, str]
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    plan: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, values in stages.items():
+        verb = str(name).split(".")[0]
+        if verb not in modules:
+            raise UserError(f"{path}: unknown stage `{name}`{nearest(verb, list(modules))}")
+        values = {**(values or {}), **over.get(name, {})}
+        values = {key: _placed(value, list(plan), root) for key, value in values.items()}
+        plan[name] = (verb, values | {"output_dir": str(root / name), "resume": (root / name / "run.json").is_file()})
+    return plan
+
+
+def _config(path: str, name: str, verb: str, values: dict[str, Any], modules: dict[str, str]) -> tuple[Any, ...]:
+    return from_values(importlib.import_module(modules[verb]).Config, values, f"{path}, stage {name}")
+
+
+def _placed(value: Any, earlier: list[str], root: Path) -> Any:
+    """Paths that begin with an earlier stage's name, put under the recipe's folder."""
+    if isinstance(value, list):
+        return [_placed(item, earlier, root) for item in value]
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    name, equals, place = value.rpartition("=")  # compare's `name=path`
+    return f"{name}{equals}{root / place}" if place.split("/")[0] in earlier else value
+
+
+def _function(name: str) -> RewardFunction:
+    """A callable named as `module:function`."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"gold: `{name}` cannot be loaded ({error}); name a callable as module:function") from None

@@ -1,0 +1,185 @@
+"""The run folder: run.json, metrics.jsonl, the checkpoint. A finished one is never overwritten."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError, disk_full_as_user_error
+from rlhf.records import Run, make_id, parse_record, write_whole
+
+_LIBRARIES = ["rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "gradio"]
+
+# Where a run's files lie, how it was started and how it shows itself: none of it changes the result.
+_PLACES = {"output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "disable_tqdm", "report_to"}
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0, by the environment that torchrun and accelerate set."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_run(folder: str | Path) -> Run:
+    """The Run recorded in a folder. Raises UserError where there is none."""
+    path = Path(folder) / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: is not a run folder (no run.json); give the output_dir of a finished stage")
+    return parse_record(path.read_text(encoding="utf-8"), Run, str(path))
+
+
+@dataclasses.dataclass
+class RunFolder:
+    """An open run: log to it while working, then `finish` it."""
+
+    path: Path
+    run: Run
+
+    def log(self, **metrics: Any) -> None:
+        """Append one row to metrics.jsonl (rank 0 only)."""
+        if is_main_process():
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as out:
+                out.write(json.dumps(metrics, default=float) + "\n")
+
+    def finish(self, **metrics: Any) -> Run:
+        """Record the metrics and mark the run as finished; the last thing a stage does."""
+        started = datetime.fromisoformat(self.run.started) if self.run.started else datetime.now(UTC)
+        seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
+        self.run = dataclasses.replace(self.run, metrics=metrics, seconds=seconds, finished=True)
+        if is_main_process():
+            self._write()
+        return self.run
+
+    def _write(self) -> None:
+        text = json.dumps(dataclasses.asdict(self.run), indent=2, ensure_ascii=False, default=float)
+        write_whole(self.path / "run.json", [text, "\n"])
+
+
+@contextmanager
+def open_run(
+    stage: str,
+    output_dir: str | Path,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str | Path | None],
+    resume: bool = False,
+) -> Iterator[RunFolder]:
+    """Make (or with `resume` reopen) a run folder for one stage and yield it.
+
+    `inputs` maps a name to a file or run folder that the stage reads; files are hashed, run folders
+    become parents. The run's id is made from stage, config and inputs, so the same work has the same
+    id. A UserError, or a full disk before anything was kept, removes a folder that this call made.
+    Raises UserError where the folder holds a finished run, an unfinished one without `resume`, or
+    something else.
+    """
+    folder = Path(output_dir)
+    run = _describe(stage, config, inputs)
+    if is_main_process():
+        made = _claim(folder, run, resume)
+    else:
+        made = False
+        folder.mkdir(parents=True, exist_ok=True)
+    opened = RunFolder(folder, run)
+    try:
+        with disk_full_as_user_error(folder, "free some, then go on with --resume true"):
+            if made:
+                opened._write()
+            yield opened
+    except UserError:
+        if made and not any(folder.glob("checkpoint-*/trainer_state.json")) and not any(folder.glob("*.part")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _describe(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str | Path | None]) -> Run:
+    hashes: dict[str, str] = {}
+    parents: list[str] = []
+    for name, given in inputs.items():
+        if given is None:
+            continue
+        path = Path(given)
+        source = path if path.is_dir() else path.parent
+        if (source / "run.json").is_file():
+            parents.append(read_run(source).id)
+        if path.is_file():
+            hashes[name] = file_sha256(path)
+    known = {key: value for key, value in config.items() if key not in _PLACES and not _is_path(value)}
+    identity = make_id("run", stage, known, hashes, sorted(set(parents)))
+    return Run(
+        id=identity.replace("run-", f"{stage}-"),
+        stage=stage,
+        parents=sorted(set(parents)),
+        config=dict(config),
+        data_sha256=hashes,
+        git_sha=_git_sha(),
+        versions=_versions(),
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and (os.sep in value) and Path(value).exists()
+
+
+def _claim(folder: Path, run: Run, resume: bool) -> bool:
+    """Whether the folder was made here; raises where it may not be used."""
+    if not folder.exists():
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --output_dir") from None
+        return True
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose another --output_dir")
+    if not any(folder.iterdir()):
+        return True
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder}: exists and is not a run folder; choose another --output_dir")
+    there = read_run(folder)
+    if there.finished:
+        raise UserError(
+            f"{folder}: holds a finished {there.stage} run; choose another --output_dir, or remove the folder"
+        )
+    if not resume:
+        raise UserError(
+            f"{folder}: holds an unfinished {there.stage} run; go on with --resume true, or remove the folder"
+        )
+    if there.id != run.id:
+        changed = sorted(key for key in run.config if key not in _PLACES and run.config[key] != there.config.get(key))
+        raise UserError(
+            f"{folder}: was started with other settings or data ({', '.join(changed) or 'the input files changed'}); "
+            "resume with the same ones, or choose another --output_dir"
+        )
+    return False
+
+
+def _git_sha() -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,156 @@
+"""sample: K responses a prompt from one or more policies; a kill loses and doubles none."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from rlhf.config import as_dict
+from rlhf.data.encode import CutReport
+from rlhf.errors import UserError
+from rlhf.generate import Reply, Sampling, batches, generate
+from rlhf.models import Policy, load_policy
+from rlhf.records import Prompt, Response, Run, Task, make_id, parse_record, read_jsonl, to_json, write_jsonl
+from rlhf.runs import open_run, read_run
+
+
+@dataclass
+class SampleConfig:
+    """Which policies answer which prompts, and how."""
+
+    policies: list[str] = field(metadata={"help": "Run folders, checkpoints or Hub ids, one or more."})
+    prompts: str = field(metadata={"help": "JSONL file of prompts."})
+    output_dir: str = field(metadata={"help": "The run's folder."})
+    num_responses: int = field(default=4, metadata={"help": "Responses a prompt from each policy (K)."})
+    num_prompts: int | None = field(default=None, metadata={"help": "Take only the first so many prompts."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 takes the likeliest token."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest response in tokens."})
+    batch_size: int = field(default=32, metadata={"help": "Responses generated at a time."})
+    dtype: str | None = field(default=None, metadata={"help": "float32 (default), bfloat16, float16 or auto."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling."})
+    resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run."})
+
+
+class Config(NamedTuple):
+    """What `configs/sample.yaml` may hold."""
+
+    sample: SampleConfig
+
+
+def run(config: Config) -> Run:
+    """Write `responses.jsonl`, and `tasks.jsonl` that groups them by prompt for labeling.
+
+    Every batch is on disk before the next begins. Raises UserError for missing prompts or policies.
+    """
+    settings = config.sample
+    if settings.num_responses * len(settings.policies) < 1:
+        raise UserError("num_responses: must be at least 1")
+    prompts = read_jsonl(settings.prompts, Prompt)[: settings.num_prompts]
+    policies = {path: load_policy(path, settings.dtype, settings.trust_remote_code) for path in settings.policies}
+    if len(policies) < len(settings.policies):
+        raise UserError("policies: names the same policy twice; name each once")
+
+    inputs = {"prompts": settings.prompts} | {f"policy {n}": path for n, path in enumerate(settings.policies)}
+    with open_run("sample", settings.output_dir, as_dict(config), inputs, settings.resume) as folder:
+        cut = CutReport()
+        responses: list[Response] = []
+        for number, (path, policy) in enumerate(policies.items()):
+            part = folder.path / f"policy-{number}.jsonl.part"
+            responses += _sample(policy, prompts, settings, part, _run_id(path), cut)
+        responses.sort(key=lambda response: (response.prompt_id, response.id))
+        write_jsonl(folder.path / "responses.jsonl", responses)
+        num_tasks = write_jsonl(folder.path / "tasks.jsonl", tasks(prompts, responses))
+        for part in folder.path.glob("*.part"):
+            part.unlink()
+        finished = sum(response.sampling["finished"] for response in responses) / len(responses)
+        tokens = sum(response.sampling["num_tokens"] for response in responses) / len(responses)
+        if sentence := cut.sentence("prompts", min(policy.max_length for policy in policies.values())):
+            print(sentence)
+        return folder.finish(
+            num_prompts=len(prompts),
+            num_responses=len(responses),
+            num_tasks=num_tasks,
+            share_finished=finished,
+            mean_tokens=tokens,
+            cut=cut.metrics(),
+        )
+
+
+def tasks(prompts: list[Prompt], responses: list[Response]) -> list[Task]:
+    """One task a prompt with at least two responses."""
+    by_prompt: dict[str, list[Response]] = {}
+    for response in responses:
+        by_prompt.setdefault(response.prompt_id, []).append(response)
+    return [
+        Task(make_id("task", prompt.id, [r.id for r in by_prompt[prompt.id]]), prompt, by_prompt[prompt.id])
+        for prompt in prompts
+        if len(by_prompt.get(prompt.id, [])) >= 2
+    ]
+
+
+def _sample(
+    policy: Policy, prompts: list[Prompt], settings: SampleConfig, part: Path, run_id: str, cut: CutReport
+) -> list[Response]:
+    done = _read_part(part)
+    responses = [response for batch in done.values() for response in batch]
+    sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
+    messages = [prompt.messages for prompt in prompts]
+    total = len(prompts) * settings.num_responses
+    batch_count = sum(1 for _ in batches([[]] * len(prompts), settings.num_responses, settings.batch_size))
+    if len(done) > batch_count:
+        raise UserError(f"{part}: belongs to other prompts; remove it and run again")
+    with (
+        tqdm(total=total, initial=len(responses), desc="sample", unit=" responses") as bar,
+        part.open("a", encoding="utf-8") as out,
+    ):
+        for number, replies in generate(
+            policy, messages, settings.num_responses, sampling, settings.batch_size, skip=done, cut=cut
+        ):
+            batch = [_response(reply, prompts, run_id, sampling) for reply in replies]
+            line = {"batch": number, "responses": [json.loads(to_json(response)) for response in batch]}
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+            responses += batch
+            bar.update(len(batch))
+    return responses
+
+
+def _read_part(part: Path) -> dict[int, list[Response]]:
+    """The batches that are whole on disk; a line that a kill cut off is taken away."""
+    if not part.exists():
+        return {}
+    done: dict[int, list[Response]] = {}
+    whole = 0
+    with part.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            row = json.loads(line)
+            where = f"{part}, batch {row['batch']}"
+            done[row["batch"]] = [parse_record(json.dumps(item), Response, where) for item in row["responses"]]
+            whole += len(line)
+    with part.open("rb+") as file:
+        file.truncate(whole)
+    return done
+
+
+def _response(reply: Reply, prompts: list[Prompt], run_id: str, sampling: Sampling) -> Response:
+    prompt = prompts[reply.prompt_index]
+    how = {
+        "temperature": sampling.temperature,
+        "max_new_tokens": sampling.max_new_tokens,
+        "seed": sampling.seed,
+        "index": reply.index,
+        "finished": reply.finished,
+        "num_tokens": len(reply.ids),
+    }
+    return Response(make_id("rsp", run_id, prompt.id, how), prompt.id, reply.text, run_id, how)
+
+
+def _run_id(path: str) -> str:
+    return read_run(path).id if (Path(path) / "run.json").is_file() else path

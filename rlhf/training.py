@@ -1,0 +1,123 @@
+"""What every trainer here shares: its log goes to the run folder, it resumes, it saves a plain checkpoint."""
+
+import math
+import shutil
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, get_quantization_config
+
+from rlhf.data.encode import CutReport
+from rlhf.errors import UserError
+from rlhf.models import load_causal
+from rlhf.runs import RunFolder, is_main_process
+
+Row = TypeVar("Row")
+Encoded = TypeVar("Encoded")
+
+# The last file that transformers writes into a checkpoint: without it the checkpoint was cut off.
+_LAST_WRITTEN = "trainer_state.json"
+
+
+class RunLog(TrainerCallback):
+    """Copies every log row to metrics.jsonl, and ends the run where the loss is no number."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        logs = {key: value for key, value in (logs or {}).items() if not key.startswith("total_flos")}
+        if state.is_world_process_zero:
+            self.folder.log(step=state.global_step, **logs)
+        loss = logs.get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            raise UserError(
+                f"step {state.global_step}: the loss is {loss}; lower --learning_rate, or train in float32 "
+                "(--bf16 false), then start again"
+            )
+
+
+def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
+    """Train (from the newest whole checkpoint with `resume`), save, and return the last metrics.
+
+    The model is saved at the top of the run folder as a plain Hugging Face folder.
+    """
+    drop_torn_checkpoints(folder.path)
+    last = get_last_checkpoint(str(folder.path)) if resume else None
+    trainer.add_callback(RunLog(folder))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        result = trainer.train(resume_from_checkpoint=last)
+    trainer.save_model(str(folder.path))
+    if is_main_process():
+        # A pickle of the arguments, which run.json holds readably: a checkpoint here needs no unpickling.
+        (folder.path / "training_args.bin").unlink(missing_ok=True)
+    return {"train_loss": result.training_loss, "steps": trainer.state.global_step}
+
+
+def model_path(model_config: ModelConfig) -> str:
+    """The model to start from. Raises UserError where none is named."""
+    if not model_config.model_name_or_path:
+        raise UserError("model_name_or_path: is not set; name a model folder, a run folder or a Hub id")
+    return model_config.model_name_or_path
+
+
+def load_for_training(model_config: ModelConfig, training: Any) -> Any:
+    """The causal model in the precision to train in, quantized for QLoRA where asked."""
+    options: dict[str, Any] = {}
+    quantization = get_quantization_config(model_config)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    if model_config.attn_implementation:
+        options["attn_implementation"] = model_config.attn_implementation
+    path = model_path(model_config)
+    return load_causal(path, model_config.dtype, bool(training.trust_remote_code), **options)
+
+
+def drop_torn_checkpoints(folder: Path) -> None:
+    """Remove checkpoints that a kill or a full disk cut off, so that resume finds the newest whole one."""
+    if not is_main_process():
+        return
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / _LAST_WRITTEN).is_file():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def set_up(arguments: Any, resume: bool) -> None:
+    """Settings that every trainer here needs whatever the config says."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    arguments.logging_nan_inf_filter = False  # else a NaN is logged as the last good loss
+    if arguments.output_dir in (None, "trainer_output"):
+        raise UserError("output_dir: is not set; name the run's folder, as in --output_dir runs/sft")
+    arguments.resume_from_checkpoint = None
+    arguments.overwrite_output_dir = resume
+
+
+def encode_rows(
+    rows: Iterable[Row],
+    encode: Callable[[Row, CutReport], Encoded | None],
+    what: str,
+    max_length: int,
+    source: str,
+) -> tuple[list[Encoded], CutReport]:
+    """Encode rows with a progress bar, count what did not fit, and say so.
+
+    Raises UserError where nothing is left.
+    """
+    from tqdm import tqdm
+
+    cut = CutReport()
+    bar = tqdm(list(rows), desc=f"tokenize {what}", unit=" rows", leave=False, disable=not is_main_process())
+    encoded = [result for row in bar if (result := encode(row, cut)) is not None]
+    if not encoded:
+        raise UserError(f"{source}: no example fits max_length {max_length}; raise --max_length")
+    sentence = cut.sentence(what, max_length)
+    if sentence and is_main_process():
+        print(sentence)
+    return encoded, cut
