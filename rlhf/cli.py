@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run one verb. A UserError is one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What libraries warn each other about; nobody who types a verb can act on it.
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         _dispatch(argv)
     except UserError as error:
@@ -101,11 +104,36 @@ def _stage(verb: str, argv: list[str]) -> None:
 
 
 def _recipe(argv: list[str]) -> None:
+    """`--output_dir DIR` and `--STAGE.KEY VALUE ...` are laid over the recipe."""
     from rlhf.loop import run_recipe
 
-    path, options = _path_and_options(argv, "rlhf recipe --config configs/recipes/NAME.yaml", ["output_dir"])
-    runs = run_recipe(path, options.get("output_dir"), announce=_announce)
+    path, flags = _recipe_flags(argv)
+    output_dir = flags.pop("output_dir", [None])[0]
+    settings: dict[str, dict[str, Any]] = {}
+    for flag, values in flags.items():
+        stage, _, key = flag.rpartition(".")
+        if not stage:
+            raise UserError(f"unknown flag `--{flag}`; a recipe takes --output_dir DIR and --STAGE.KEY VALUE")
+        settings.setdefault(stage, {})[key] = values if len(values) > 1 else values[0]
+    runs = run_recipe(path, output_dir, settings, announce=_announce)
     print(f"\n{path}: {len(runs)} stages done")
+
+
+def _recipe_flags(argv: list[str]) -> tuple[str, dict[str, list[str]]]:
+    flags: dict[str, list[str]] = {}
+    name = "config"
+    for word in argv:
+        if word.startswith("--"):
+            name = word[2:]
+            flags[name] = []
+        else:
+            flags.setdefault(name, []).append(word)
+    for name, values in flags.items():
+        if not values:
+            raise UserError(f"--{name}: needs a value")
+    if "config" not in flags:
+        raise UserError("no recipe named; as in `rlhf recipe configs/recipes/hh_harmless.yaml`")
+    return flags.pop("config")[0], flags
 
 
 def _demo(argv: list[str]) -> None:
@@ -146,25 +174,6 @@ def _configs(argv: list[str]) -> None:
         raise UserError(f"{target}: exists and is not empty; name a new folder")
     shutil.copytree(root, target, dirs_exist_ok=True)
     print(f"{len(files)} files copied to {target}")
-
-
-def _path_and_options(argv: list[str], usage: str, known: list[str]) -> tuple[str, dict[str, str]]:
-    options: dict[str, str] = {}
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            options.setdefault("config", word)
-            continue
-        key = word[2:]
-        if key not in [*known, "config"]:
-            raise UserError(f"unknown flag `{word}`{nearest(key, [*known, 'config'])}; usage: {usage}")
-        if not rest:
-            raise UserError(f"{word}: needs a value; usage: {usage}")
-        options[key] = rest.pop(0)
-    if "config" not in options:
-        raise UserError(f"no recipe named; usage: {usage}")
-    return options.pop("config"), options
 
 
 def _announce(name: str, number: int, total: int, run: Any) -> None:

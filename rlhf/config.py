@@ -77,7 +77,7 @@ def from_values(
     for action in parser._actions:
         if action.dest in values:
             action.required = False
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**_hardware_defaults(config_type, values), **defaults)
     given = [part for key, value in values.items() if key not in nothing for part in _flag(key, value)]
 
     required = [action for action in parser._actions if action.required]
@@ -116,6 +116,22 @@ def as_dict(config: tuple) -> dict[str, Any]:
 
 def _kinds(config_type: type) -> list[type]:
     return list(typing.get_type_hints(config_type).values())
+
+
+def _hardware_defaults(config_type: type, values: dict[str, Any]) -> dict[str, Any]:
+    """For trainers: the CPU where there is no accelerator, and bf16 only where the hardware has it.
+
+    TRL asks for bf16 everywhere, which refuses to start on a CPU that `use_cpu` does not name.
+    """
+    from transformers import TrainingArguments
+
+    if not any(issubclass(kind, TrainingArguments) for kind in _kinds(config_type)):
+        return {}
+    import torch
+
+    if torch.accelerator.is_available():
+        return {}
+    return {"use_cpu": True, "bf16": "bf16" not in values and torch.cpu._is_avx512_bf16_supported()}
 
 
 def _parser(config_type: type) -> Any:

@@ -96,6 +96,8 @@ def _plan(
     path: str, stages: dict[str, Any], root: Path, over: dict[str, dict[str, Any]], modules: dict[str, str]
 ) -> dict[str, tuple[str, dict[str, Any]]]:
     plan: dict[str, tuple[str, dict[str, Any]]] = {}
+    if missing := [name for name in over if name not in stages]:
+        raise UserError(f"{path}: has no stage `{missing[0]}`{nearest(missing[0], [str(name) for name in stages])}")
     for name, values in stages.items():
         verb = str(name).split(".")[0]
         if verb not in modules:

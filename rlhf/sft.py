@@ -7,6 +7,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from rlhf.config import as_dict
 from rlhf.data.encode import CutReport, Encoder
+from rlhf.errors import UserError
 from rlhf.models import check_context, load_tokenizer, stop_ids
 from rlhf.records import Demonstration, Run, read_jsonl
 from rlhf.runs import open_run
@@ -46,6 +47,7 @@ def run(config: Config) -> Run:
     tokenizer = load_tokenizer(path, training.chat_template_path, training.trust_remote_code)
     model = load_for_training(model_config, training)
     check_context(training.max_length, model, "max_length", path)
+    check_packing(training, model)
     encoder = Encoder(tokenizer, stop_ids(model))
     train_set, cut = tokenize(demonstrations, encoder, training, data.demonstrations)
     eval_set = tokenize(held_out, encoder, training, str(data.eval_demonstrations))[0] if held_out else None
@@ -82,3 +84,16 @@ def tokenize(rows: list[Demonstration], encoder: Encoder, training: SFTConfig, s
 
     encoded, cut = encode_rows(rows, encode, "demonstrations", training.max_length or 0, source)
     return Dataset.from_list(encoded), cut
+
+
+def check_packing(training: SFTConfig, model: Any) -> None:
+    """Raise UserError where packed conversations would see each other, or overrun the context.
+
+    TRL lays them end to end and leaves it to flash attention to keep them apart.
+    """
+    attention = str(model.config._attn_implementation)
+    if training.packing and training.packing_strategy != "wrapped" and "flash" not in attention:
+        raise UserError(
+            f"packing: needs flash attention to keep conversations apart, and this model uses {attention}; "
+            "set --packing false, or --attn_implementation flash_attention_2 on a GPU"
+        )

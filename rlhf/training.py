@@ -1,13 +1,15 @@
 """What every trainer here shares: its log goes to the run folder, it resumes, it saves a plain checkpoint."""
 
 import math
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_quantization_config
 
@@ -41,6 +43,17 @@ class RunLog(TrainerCallback):
             )
 
 
+class Progress(ProgressCallback):
+    """Trainer's bar with rate and time left, its newest figures behind it instead of on lines of their own."""
+
+    _SHOWN: ClassVar = {"loss": "loss", "kl": "kl", "rewards/accuracies": "accuracy", "accuracy": "accuracy"}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        figures = {name: (logs or {})[key] for key, name in self._SHOWN.items() if key in (logs or {})}
+        if state.is_world_process_zero and self.training_bar is not None and figures:
+            self.training_bar.set_postfix({name: f"{float(value):.3g}" for name, value in figures.items()})
+
+
 def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     """Train (from the newest whole checkpoint with `resume`), save, and return the last metrics.
 
@@ -49,6 +62,8 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     drop_torn_checkpoints(folder.path)
     last = get_last_checkpoint(str(folder.path)) if resume else None
     trainer.add_callback(RunLog(folder))
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(Progress())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         result = trainer.train(resume_from_checkpoint=last)
@@ -89,9 +104,15 @@ def drop_torn_checkpoints(folder: Path) -> None:
 
 def set_up(arguments: Any, resume: bool) -> None:
     """Settings that every trainer here needs whatever the config says."""
+    import datasets
+    import torch
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # loading and saving take less time than their bars' lines
+    datasets.disable_progress_bars()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and warns
     arguments.logging_nan_inf_filter = False  # else a NaN is logged as the last good loss
     if arguments.output_dir in (None, "trainer_output"):
         raise UserError("output_dir: is not set; name the run's folder, as in --output_dir runs/sft")
