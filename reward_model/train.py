@@ -56,7 +56,7 @@ def run(config: Config) -> Run:
     held_out = read_jsonl(data.eval_preferences, Preference) if data.eval_preferences else []
     ties = read_jsonl(data.eval_ties, Tie) if data.eval_ties else []
     if data.eval_preferences:
-        check_splits(data.preferences, data.eval_preferences)
+        check_splits([data.preferences, data.eval_preferences])
 
     tokenizer = load_tokenizer(path, training.chat_template_path, training.trust_remote_code)
     model = load_classifier(path, tokenizer, model_config.dtype, training.trust_remote_code)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -141,12 +142,10 @@ def _parser(config_type: type) -> Any:
         source = "the command line"
 
         def error(self, message: str) -> NoReturn:
-            message = message.replace("argument --", "").replace(
-                "the following arguments are required: --", "missing: "
-            )
-            raise UserError(
-                f"{self.source}: {message}" + ("; set it in the YAML or as a flag" if "missing:" in message else "")
-            )
+            message = re.sub(r"/--[\w-]+", "", message)  # the parser also takes dashes for underscores
+            message = message.replace("argument --", "").replace("the following arguments are required:", "missing:")
+            mend = "; set it in the YAML or as a flag" if message.startswith("missing:") else ""
+            raise UserError(f"{self.source}: {message.replace('missing: --', 'missing: ')}{mend}")
 
     # Ours first, so that `--help` opens with the few keys a newcomer needs. Abbreviations are off: a
     # typo must not silently become another key.

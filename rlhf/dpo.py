@@ -120,7 +120,7 @@ def run(config: Config) -> Run:
     preferences = read_jsonl(data.preferences, Preference)
     held_out = read_jsonl(data.eval_preferences, Preference) if data.eval_preferences else []
     if data.eval_preferences:
-        check_splits(data.preferences, data.eval_preferences)
+        check_splits([data.preferences, data.eval_preferences])
 
     tokenizer = load_tokenizer(path, data.chat_template_path, training.trust_remote_code)
     model = load_for_training(model_config, training)

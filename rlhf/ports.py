@@ -10,6 +10,8 @@ def choose_port(host: str, port: int) -> int:
 
     Raises UserError where the port is in use or not allowed, or the host is not this machine.
     """
+    if not 0 <= port <= 65535:  # sockets take it modulo 65536
+        raise UserError(f"port: {port} is not a port; choose one from 1024 to 65535, or 0 for any free one")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
@@ -19,8 +21,6 @@ def choose_port(host: str, port: int) -> int:
             return listener.getsockname()[1]
     except socket.gaierror as error:
         raise UserError(f"host: `{host}` is not known ({error.strerror}); 127.0.0.1 is this machine alone") from None
-    except OverflowError:
-        raise UserError(f"port: {port} is not a port; choose one from 1024 to 65535, or 0 for any free one") from None
     except OSError as error:
         raise UserError(
             f"port: {port} on {host} cannot be used ({error.strerror}); choose another --port, or 0 for any free one"

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from rlhf.config import packaged
 from rlhf.errors import UserError, disk_full_as_user_error
 from rlhf.ports import choose_port, url_of
 
@@ -38,6 +39,9 @@ class ServeConfig:
     policies: list[str] = field(metadata={"help": "folder of the policy (one)"})
     engine: str = field(
         default="auto", metadata={"help": "vllm, transformers, or auto: vllm where it is installed", "choices": ENGINES}
+    )
+    chat_template_path: str | None = field(
+        default=None, metadata={"help": "a .jinja file in place of the checkpoint's own chat template"}
     )
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0 lets other machines in"})
     port: int = field(default=8000, metadata={"help": "port to listen on; 0 = any free one"})
@@ -61,6 +65,7 @@ class Config(NamedTuple):
 class Server:
     """A server that answers: `url` ends with /v1, `model` is the name to send."""
 
+    engine: str
     url: str
     model: str
     process: subprocess.Popen[str]
@@ -90,18 +95,19 @@ def serving(settings: ServeConfig) -> Iterator[Server]:
         folder = _servable(settings, Path(place))
         print(f"starting {engine} on {settings.policies[0]} ...", file=sys.stderr, flush=True)
         url = url_of(settings.host, port)
-        server = Server(f"{url}/v1", folder.name, _start(engine, settings, folder, port), deque(maxlen=_NUM_LOG_LINES))
+        process = _start(engine, settings, folder, port)
+        server = Server(engine, f"{url}/v1", folder.name, process, deque(maxlen=_NUM_LOG_LINES))
         reader = threading.Thread(target=_read_log, args=(server, settings.show_log), daemon=True)
         reader.start()
         try:
             while not _answers(f"{url}/health"):
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.process.wait(timeout=0.2)
+                    process.wait(timeout=0.2)
                     reader.join(timeout=5)
                     raise UserError(f"{engine} could not serve {settings.policies[0]}: {_last_words(server)}")
             yield server
         finally:
-            _end(server.process)
+            _end(process)
 
 
 def _engine(settings: ServeConfig) -> str:
@@ -128,29 +134,34 @@ def _check(settings: ServeConfig) -> None:
     check_model_folder(path)
     if not Path(path).is_dir():
         raise UserError(f"{path}: no such folder; for a Hub id, `hf download {path} --local-dir FOLDER` first")
-    Encoder(load_tokenizer(path, trust_remote_code=settings.trust_remote_code))
+    Encoder(load_tokenizer(path, settings.chat_template_path, settings.trust_remote_code))
 
 
 def _servable(settings: ServeConfig, place: Path) -> Path:
     """A folder in `place`, named after the policy, that both engines load as it is.
 
-    Made of links to the policy's files, but for generation_config.json: transformers' server takes
-    the likeliest token whatever temperature it is asked for, unless that file says `do_sample`.
+    Made of links to the policy's files, but for a chat template that was asked for and for
+    generation_config.json: transformers' server takes the likeliest token whatever temperature it is
+    asked for, unless that file says `do_sample`.
     """
     source = Path(settings.policies[0]).resolve()
     # Transformers reads `name@revision` and `name:file` as more than a name.
     folder = place / source.name.replace("@", "-").replace(":", "-")
     folder.mkdir()
+    own = {"generation_config.json"} | ({"chat_template.jinja"} if settings.chat_template_path else set())
     with disk_full_as_user_error(folder, "free some and run again"):
         if (source / "adapter_config.json").is_file():
             _merge(settings, folder)
         else:
             for path in source.iterdir():
-                if path.is_file() and path.name != "generation_config.json":
+                if path.is_file() and path.name not in own:
                     (folder / path.name).symlink_to(path)
             kept = source / "generation_config.json"
             if kept.is_file():
                 (folder / kept.name).write_bytes(kept.read_bytes())
+        if settings.chat_template_path:
+            # Where there is this file, no library reads a template from tokenizer_config.json.
+            (folder / "chat_template.jinja").write_bytes(packaged(settings.chat_template_path).read_bytes())
         _sample_by_default(folder, settings.trust_remote_code)
     return folder
 
@@ -206,20 +217,13 @@ def _command(engine: str, settings: ServeConfig, folder: Path, port: int) -> tup
     if settings.trust_remote_code:
         options.append("--trust-remote-code")
     if engine == "vllm":
-        command = [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.cli.main",
-            "serve",
-            str(folder),
-            "--served-model-name",
-            model,
-        ]
-        return command + options, {"VLLM_API_KEY": settings.api_key} if settings.api_key else {}
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+        key = {"VLLM_API_KEY": settings.api_key} if settings.api_key else {}
+        return [*command, "--served-model-name", model, *options], key
     # Transformers' server takes the path it is given as the model's name, so it gets a relative one.
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model]
     cache = _cache_that_lists(folder)
-    return command + options, {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    return [*command, *options], {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
 
 
 def _cache_that_lists(folder: Path) -> Path:
@@ -239,7 +243,8 @@ def _cache_that_lists(folder: Path) -> Path:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        # Not through a proxy, which could not reach this machine.
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as response:
             return response.status == 200
     except (urllib.error.URLError, OSError):
         return False
@@ -287,7 +292,8 @@ def _terminated_as_interrupt() -> Iterator[None]:
 
 def _welcome(server: Server, settings: ServeConfig) -> str:
     body = {"model": server.model, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 64}
-    key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if settings.api_key or os.environ.get("VLLM_API_KEY") else ""
+    has_key = server.engine == "vllm" and (settings.api_key or os.environ.get("VLLM_API_KEY"))
+    key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if has_key else ""
     return (
         f"{server.model} answers at {server.url} (Ctrl-C stops it); try: "
         f"curl {server.url}/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"

@@ -38,27 +38,32 @@ _MANY_BREAKS = re.compile(r"\n{3,}")
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step kept and dropped, and the first example of each reason."""
+    """What one step kept, changed and dropped, and the first example of each reason."""
 
     step: str
     kept: int
+    changed: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
 
 
-def report(step: str, kept: int, dropped: Dropped) -> StepReport:
+def report(step: str, kept: int, dropped: Dropped, changed: int = 0) -> StepReport:
     """Count the reasons of one step, the most frequent first."""
     counts = dict(Counter(reason for reason, _ in dropped).most_common())
-    first = {reason: where for reason, where in reversed(dropped)}
-    return StepReport(step, kept, counts, {reason: first[reason] for reason in counts})
+    first = dict(reversed(dropped))  # the earliest one stays
+    return StepReport(step, kept, changed, counts, {reason: first[reason] for reason in counts})
 
 
 def clean(examples: list[Example], steps: Sequence[tuple[str, Step]]) -> tuple[list[Example], list[StepReport]]:
-    """Run the steps in order and report each."""
+    """Run the steps in order and report each. A step drops examples or changes them, not both."""
+    from tqdm import tqdm
+
     reports = []
-    for name, step in steps:
-        examples, dropped = step(examples)
-        reports.append(report(name, len(examples), dropped))
+    for name, step in tqdm(steps, desc="cleaning", unit=" steps", delay=1, leave=False):
+        kept, dropped = step(examples)
+        changed = 0 if dropped else sum(a != b for a, b in zip(examples, kept, strict=True))
+        reports.append(report(name, len(kept), dropped, changed))
+        examples = kept
     return examples, reports
 
 
@@ -191,7 +196,7 @@ def keep_max_rows(examples: list[Example], max_rows: int | None, seed: int) -> t
 STEPS: list[tuple[str, Step]] = [
     ("tidy the text", tidy),
     ("drop what is empty", drop_empty),
-    ("drop what has no question", drop_unanswerable),
+    ("drop unanswerable prompts", drop_unanswerable),
     ("drop equal sides", drop_equal_sides),
     ("drop exact duplicates", drop_duplicates),
     ("drop contradictions", drop_contradictions),

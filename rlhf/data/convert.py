@@ -1,7 +1,9 @@
 """Rows to examples: read what the columns hold, and say why where a row cannot be used."""
 
 import dataclasses
+import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +35,8 @@ def _convert(row: Row, columns: Columns, where: str) -> Example:
     if columns.text:
         return Example("text", where, text=_text(row, columns.text))
     if columns.messages:
-        conversation = as_messages(_value(row, columns.messages), columns.user_role, columns.assistant_role)
+        stored = _unpacked(_value(row, columns.messages))
+        conversation = as_messages(stored, columns.user_role, columns.assistant_role)
         return _conversation(_with_system(row, columns, conversation), where)
     if columns.chosen and columns.rejected:
         return _preference(row, columns, where)
@@ -89,7 +92,7 @@ def _ranking(row: Row, columns: Columns, prompt: Messages, where: str) -> Exampl
 
 def _verdicts(row: Row, columns: Columns, num_responses: int) -> Verdicts | None:
     if columns.pairwise:
-        given = _value(row, columns.pairwise)
+        given = _unpacked(_value(row, columns.pairwise))
         verdicts = [parse_verdict(value) for value in (given if isinstance(given, list) else [given])]
         wanted = num_responses * (num_responses - 1) // 2
         if len(verdicts) != wanted:
@@ -122,7 +125,8 @@ def _number(value: Any) -> float | None:
 def _values(row: Row, names: tuple[str, ...]) -> list[Any]:
     """The values of several columns, or of the list in the only one."""
     values = [_value(row, name) for name in names]
-    return values[0] if len(values) == 1 and isinstance(values[0], list) else values
+    only = _unpacked(values[0]) if len(values) == 1 else None
+    return only if isinstance(only, list) else values
 
 
 def _prompt(row: Row, columns: Columns) -> Messages:
@@ -135,7 +139,7 @@ def _prompt(row: Row, columns: Columns) -> Messages:
     elif isinstance(prompt, str):
         after = _optional_text(row, columns.input)
         before = _flat_text(_value(row, columns.context)) if columns.context else ""
-        before = before[: columns.context_chars].rstrip() if columns.context_chars is not None else before
+        before = _cut(before, columns.context_chars)
         parts = [part for part in (before, prompt, after) if part.strip()]
         messages = [{"role": "user", "content": "\n\n".join(parts) if prompt.strip() else ""}]
     else:
@@ -171,6 +175,25 @@ def _text(row: Row, name: str) -> str:
     if not isinstance(value, str):
         raise Unusable(f"`{name}` is a {type(value).__name__}, should be text")
     return value
+
+
+def _unpacked(value: Any) -> Any:
+    """A list that a CSV cell holds as JSON; anything else as it is."""
+    if not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _cut(text: str, num_chars: int | None) -> str:
+    """At most so many characters, ending with a whole word."""
+    if num_chars is None or len(text) <= num_chars:
+        return text
+    cut = text[:num_chars]
+    whole = cut if text[num_chars].isspace() else re.sub(r"\S+\Z", "", cut)
+    return whole.rstrip() or cut  # one word longer than the limit is cut inside
 
 
 def _optional_text(row: Row, name: str | None) -> str:

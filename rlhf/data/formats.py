@@ -121,7 +121,7 @@ def choose_columns(rows: Sequence[Row], format_name: str, named: Columns, source
     `named` wins where it names a column, then a format forced by name, then what the columns say.
     Raises UserError, with the columns that are there, where a column is missing or nothing fits.
     """
-    there = sorted({str(key) for row in rows for key in row})
+    there = sorted({str(key) for row in rows for key in row if key})
     if named.names():
         _require(named.names(), there, source)
         return "named columns", named

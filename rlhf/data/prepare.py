@@ -5,111 +5,23 @@ read -> recognise the format -> clean -> split -> write
 
 import dataclasses
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from rlhf.config import as_dict
+from rlhf.data.arguments import PrepareArguments
 from rlhf.data.clean import STEPS, Dropped, StepReport, clean, keep_max_rows, report
 from rlhf.data.convert import convert
-from rlhf.data.formats import Columns, Example, check_columns, choose_columns
+from rlhf.data.formats import Example, check_columns, choose_columns
 from rlhf.data.outputs import Records, build_records
 from rlhf.data.readers import read_rows
 from rlhf.data.split import SPLITS, Shares, assert_disjoint, assign_splits
 from rlhf.errors import UserError
 from rlhf.records import Run, write_jsonl
 from rlhf.runs import open_run
-
-Format = Literal[
-    "auto",
-    "preference",
-    "implicit_preference",
-    "hh",
-    "messages",
-    "sharegpt",
-    "alpaca",
-    "prompt_completion",
-    "prompt",
-    "text",
-]
-
-
-def _key(help_text: str, default: Any = None) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=list, metadata={"help": help_text})
-    return field(default=default, metadata={"help": help_text})
-
-
-@dataclass
-class PrepareArguments:
-    """Where the data is, what its columns hold, and how to split it."""
-
-    output_dir: str = field(metadata={"help": "Run folder to write; it must not hold a finished run."})
-    input: list[str] = _key("Files (.json .jsonl .csv .tsv .txt, also .gz; .parquet) or Hub ids, to be split here.", [])
-    train: list[str] = _key("Inputs that are the training split already; instead of `input`.", [])
-    validation: list[str] = _key("Inputs that are the validation split already.", [])
-    test: list[str] = _key("Inputs that are the test split already.", [])
-    resume: bool = _key("Go on with an unfinished run in `output_dir`.", False)
-
-    format: Format = _key("Format of the rows; `auto` recognises it by the columns.", "auto")
-    prompt_column: str | None = _key("Column with the prompt. `a.b` is the key `b` inside column `a`, here and below.")
-    response_column: str | None = _key("Column with the reply to imitate.")
-    chosen_column: str | None = _key("Column with the better reply of a pair.")
-    rejected_column: str | None = _key("Column with the worse reply of a pair.")
-    response_columns: list[str] = _key("Columns with the K replies of a prompt, or the one that holds a list.", [])
-    rank_columns: list[str] = _key("Ranks of the replies, 1 is best: K columns, or one that holds a list.", [])
-    score_columns: list[str] = _key("Scores of the replies, higher is better: K columns, or one with a list.", [])
-    pairwise_column: str | None = _key(
-        "Column with the verdict on each pair, in the order (1,2) (1,3) ... (K-1,K): 0 equal, 1 first, 2 second."
-    )
-    annotator_column: str | None = _key("Column that says who ranked the replies.")
-    messages_column: str | None = _key("Column with a conversation: a list of messages or of [role, text] pairs.")
-    user_role: str | None = _key("What the data calls the user, where it is not `user` or `human`.")
-    assistant_role: str | None = _key("What the data calls the assistant, where it is not `assistant` or `gpt`.")
-    system_column: str | None = _key("Column with the system message.")
-    context_column: str | None = _key("Column with text to put before the prompt, such as passages.")
-    context_chars: int | None = _key("Keep this many characters of the context.")
-    text_column: str | None = _key("Column with plain text for pretraining.")
-    dataset_config: str | None = _key("Configuration of a Hub data set that has several.")
-    dataset_split: str = _key("Split of a Hub data set.", "train")
-
-    max_rows: int | None = _key("Keep a random sample of so many clean rows.")
-    demonstrations_from: Literal["none", "chosen"] = _key(
-        "`chosen` also writes the preferred replies as demonstrations.", "none"
-    )
-    train_share: float = _key("Share of the prompts for training.", 0.9)
-    validation_share: float = _key("Share of the prompts for validation.", 0.0)
-    test_share: float = _key("Share of the prompts for the test split.", 0.1)
-    split_by: Literal["conversation", "prompt"] = _key(
-        "What stays in one split: conversations with the same first turn, or only equal prompts.", "conversation"
-    )
-    seed: int = _key("Seed of the split and of the sample.", 0)
-
-    def columns(self) -> Columns:
-        """The columns that were named."""
-        return Columns(
-            prompt=self.prompt_column,
-            response=self.response_column,
-            chosen=self.chosen_column,
-            rejected=self.rejected_column,
-            responses=tuple(self.response_columns),
-            ranks=tuple(self.rank_columns),
-            scores=tuple(self.score_columns),
-            pairwise=self.pairwise_column,
-            annotator=self.annotator_column,
-            messages=self.messages_column,
-            system=self.system_column,
-            context=self.context_column,
-            text=self.text_column,
-            context_chars=self.context_chars,
-            user_role=self.user_role,
-            assistant_role=self.assistant_role,
-        )
-
-    def sources(self) -> list[tuple[str, str | None]]:
-        """`(source, split)` of every input; the split is None where it is to be made here."""
-        split = [(source, name) for name in SPLITS for source in getattr(self, name)]
-        return [(source, None) for source in self.input] + split
 
 
 class Config(NamedTuple):
@@ -155,7 +67,8 @@ def run(config: Config) -> Run:
     with open_run("prepare", arguments.output_dir, as_dict(config), sources, arguments.resume) as folder:
         for split, found in records.items():
             for kind, rows in found.files().items():
-                write_jsonl(folder.path / f"{kind}.{split}.jsonl", rows)
+                name = f"{kind}.{split}.jsonl"
+                write_jsonl(folder.path / name, tqdm(rows, desc=name, unit=" rows", delay=1, leave=False))
         finished = folder.finish(**_metrics(inputs, steps, records))
     _show(finished, inputs, steps, _missing_splits(arguments, shares, records))
     return finished
@@ -226,10 +139,11 @@ def _show(run: Run, inputs: list[InputReport], steps: list[StepReport], missing:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in each.kinds.items())
         table.add_row(Path(each.source).name, each.format, f"{each.rows:,}", kinds)
     console.print(table)
-    table = Table("step", "kept", "dropped", "why", title="Cleaned")
+    table = Table("step", "kept", "changed", "dropped", "why", title="Cleaned")
     for step in steps:
-        why = "\n".join(f"{count:,} {reason} (first: {step.first[reason]})" for reason, count in step.dropped.items())
-        table.add_row(step.step, f"{step.kept:,}", f"{sum(step.dropped.values()):,}", why)
+        first = {reason: Path(where).name for reason, where in step.first.items()}
+        why = "\n".join(f"{count:,} {reason} (first: {first[reason]})" for reason, count in step.dropped.items())
+        table.add_row(step.step, f"{step.kept:,}", f"{step.changed:,}", f"{sum(step.dropped.values()):,}", why)
     console.print(table)
     table = Table("file", "rows", title=f"Written to {run.config['output_dir']}")
     for split, files in run.metrics["splits"].items():

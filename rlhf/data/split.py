@@ -124,7 +124,7 @@ def check_splits(paths: Sequence[str | Path]) -> None:
 def _prompts_of(path: Path) -> Iterator[Messages]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; it should hold records of `rlhf prepare`, one JSON object a line")
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
@@ -146,4 +146,6 @@ def _prompt_of(row: dict[str, Any]) -> Messages:
     else:
         prompt = row["prompt"]
         messages = prompt["messages"] if isinstance(prompt, dict) else prompt
+    if not all(isinstance(message["content"], str) for message in messages):
+        raise TypeError
     return [{"role": message["role"], "content": message["content"]} for message in messages]

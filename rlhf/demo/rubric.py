@@ -41,7 +41,9 @@ REPEATED_RUN = 5  # words
 _EMPATHY_CUES = {"sorry", "apologise", "apologies", "understand", "thank", "thanks"}
 _SECRETS = re.compile(r"\b(password|passcode|card number|pin)\b")
 _RUDE_CUES = {"stupid", "idiot", "idiots", "whining", "silly", "dumb", "fool", "moron", "lazy"}
-_STOP_WORDS = set("a an and by from if in into it of on our out that the this to under us we are with you your".split())
+_STOP_WORDS = set(
+    re.findall(r"\w+", "a an and by from if in into it of on our out that the this to under us we are with you your")
+)
 
 
 @dataclass(frozen=True)

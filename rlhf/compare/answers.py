@@ -1,0 +1,163 @@
+"""Each policy's answers to the same prompts, and how far each lies from the reference; one policy at a time."""
+
+import dataclasses
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from rlhf.data.encode import CutReport
+from rlhf.errors import UserError
+from rlhf.generate import Reply, Sampling, generate
+from rlhf.likelihood import reply_kl
+from rlhf.models import Policy, load_policy
+from rlhf.records import Prompt, Response, make_id, read_jsonl, write_jsonl
+from rlhf.runs import read_run
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one policy wrote: for each prompt its responses, in the order of their index."""
+
+    name: str
+    responses: list[list[Response]]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The responses' texts, by prompt."""
+        return [[response.text for response in row] for row in self.responses]
+
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """Tokens of each response, the end of turn included, (prompts, responses)."""
+        return self._measured("num_tokens")
+
+    @property
+    def finished(self) -> NDArray[np.float64]:
+        """1 where a response ended by itself, 0 where it was cut at max_new_tokens, (prompts, responses)."""
+        return self._measured("finished")
+
+    @property
+    def kl(self) -> NDArray[np.float64] | None:
+        """KL to the reference in nats, (prompts, responses); None where the two share no tokens."""
+        if any(response.sampling["kl"] is None for row in self.responses for response in row):
+            return None
+        return self._measured("kl")
+
+    def _measured(self, key: str) -> NDArray[np.float64]:
+        return np.array([[float(response.sampling[key]) for response in row] for row in self.responses])
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What every policy is asked, and how it answers: the same for all."""
+
+    prompts: list[Prompt]
+    num_responses: int
+    sampling: Sampling
+    batch_size: int
+    dtype: str | None = None
+    trust_remote_code: bool = False
+
+
+def answer_all(policies: dict[str, str], reference: str, questions: Questions, folder: Path) -> list[Answers]:
+    """The answers of every policy (name: path), each written to `responses.<name>.jsonl` when complete.
+
+    A policy whose file is complete is not generated again. At most one policy and the reference are
+    in memory. Raises UserError where a policy cannot be loaded or has no room for the prompts.
+    """
+    answers = []
+    loaded: Policy | None = None  # the reference
+    for name, path in policies.items():
+        file = folder / f"responses.{name}.jsonl"
+        responses = _read_complete(file, questions)
+        if responses is None:
+            loaded = loaded or _load(reference, questions)
+            policy = loaded if same_place(path, reference) else _load(path, questions)
+            responses = _answer(name, path, policy, loaded, questions)
+            write_jsonl(file, responses)
+            del policy
+            _free_memory()
+        size = questions.num_responses
+        rows = [responses[start : start + size] for start in range(0, len(responses), size)]
+        answers.append(Answers(name, rows))
+    return answers
+
+
+def same_place(path: str, other: str) -> bool:
+    """Whether two paths or Hub ids name the same model."""
+    return path == other or Path(path).resolve() == Path(other).resolve()
+
+
+def _load(path: str, questions: Questions) -> Policy:
+    return load_policy(path, questions.dtype, questions.trust_remote_code)
+
+
+def _answer(name: str, path: str, policy: Policy, reference: Policy, questions: Questions) -> list[Response]:
+    messages = [prompt.messages for prompt in questions.prompts]
+    cut = CutReport()
+    replies: list[Reply] = []
+    with tqdm(total=len(messages) * questions.num_responses, desc=name, unit=" responses") as bar:
+        for _, batch in generate(
+            policy, messages, questions.num_responses, questions.sampling, questions.batch_size, cut=cut
+        ):
+            replies += batch
+            bar.update(len(batch))
+    if sentence := cut.sentence(f"prompts of {name}", policy.max_length):
+        print(sentence)
+    replies.sort(key=lambda reply: (reply.prompt_index, reply.index))
+    run_id = read_run(path).id if (Path(path) / "run.json").is_file() else path
+    kls = _kls(name, policy, reference, replies, questions)
+    return [_response(reply, kl, run_id, questions) for reply, kl in zip(replies, kls, strict=True)]
+
+
+def _kls(
+    name: str, policy: Policy, reference: Policy, replies: list[Reply], questions: Questions
+) -> list[float] | list[None]:
+    if policy is reference:
+        return [0.0] * len(replies)
+    if not _share_tokens(policy, reference):
+        return [None] * len(replies)
+    kls = reply_kl(policy, reference, replies, questions.sampling.temperature, questions.batch_size)
+    if not np.isfinite(kls).all():
+        raise UserError(
+            f"{name}: its KL to the reference is not finite, so a model's numbers overflowed; "
+            "set --dtype float32, or leave this policy out"
+        )
+    return kls
+
+
+def _share_tokens(policy: Policy, reference: Policy) -> bool:
+    sizes = {model.model.config.get_text_config().vocab_size for model in (policy, reference)}
+    return len(sizes) == 1 and policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
+
+
+def _response(reply: Reply, kl: float | None, run_id: str, questions: Questions) -> Response:
+    prompt = questions.prompts[reply.prompt_index]
+    how = dataclasses.asdict(questions.sampling) | {
+        "index": reply.index,
+        "finished": reply.finished,
+        "num_tokens": len(reply.ids),
+    }
+    return Response(make_id("rsp", run_id, prompt.id, how), prompt.id, reply.text, run_id, how | {"kl": kl})
+
+
+def _read_complete(file: Path, questions: Questions) -> list[Response] | None:
+    """The responses on disk where they are all there, in order; None where they are not."""
+    if not file.is_file():
+        return None
+    responses = read_jsonl(file, Response)
+    there = [(response.prompt_id, response.sampling.get("index")) for response in responses]
+    asked = [(prompt.id, index) for prompt in questions.prompts for index in range(questions.num_responses)]
+    return responses if there == asked else None
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,224 @@
+"""compare: N policies on the same held-out prompts; which is better, how sure is that, and at what cost."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf.compare.answers import Questions, answer_all, same_place
+from rlhf.compare.judges import GOLD, REWARD_MODEL, check_judges, in_order, score_texts
+from rlhf.compare.page import render_page
+from rlhf.compare.report import Study, build_report, print_report
+from rlhf.compare.statistics import UNDECIDED, Bootstrap
+from rlhf.config import as_dict
+from rlhf.data.split import check_splits, prompt_key
+from rlhf.errors import UserError
+from rlhf.generate import Sampling
+from rlhf.models import load_tokenizer
+from rlhf.records import Prompt, RewardFunction, Run, read_jsonl, write_whole
+from rlhf.runs import file_sha256, open_run
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Which policies are compared, on what, by whom."""
+
+    policies: list[str] = field(
+        metadata={"help": "Run folders, checkpoints or Hub ids, the baseline first; `name=path` gives another name."}
+    )
+    prompts: str = field(metadata={"help": "JSONL file of held-out prompts."})
+    output_dir: str = field(metadata={"help": "The run's folder: report.json, report.html, responses.*.jsonl."})
+    reward_model: str | None = field(default=None, metadata={"help": "Run folder of the reward model that scores."})
+    gold: str | None = field(
+        default=None,
+        metadata={"help": "A measure to trust, as `module:function`: (prompts, responses, **columns) -> numbers."},
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "The SFT start that KL is measured to; the first policy by default."}
+    )
+    train_data: list[str] = field(
+        default_factory=list,
+        metadata={"help": "JSONL files that policies trained on; a prompt that is also in one of them is an error."},
+    )
+    num_prompts: int | None = field(default=None, metadata={"help": "Take only the first so many prompts."})
+    num_responses: int = field(default=1, metadata={"help": "Responses a prompt from each policy."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Longest response in tokens, for all policies."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature; 0 takes the likeliest token."})
+    batch_size: int = field(default=32, metadata={"help": "Responses generated or scored at a time."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling and of the bootstrap."})
+    num_bootstrap: int = field(default=2000, metadata={"help": "Resamples of the prompts behind each interval."})
+    confidence: float = field(default=0.95, metadata={"help": "Confidence of the intervals."})
+    dtype: str | None = field(default=None, metadata={"help": "float32 (default), bfloat16, float16 or auto."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
+    resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run."})
+
+
+class Config(NamedTuple):
+    """What `configs/compare.yaml` may hold."""
+
+    compare: CompareConfig
+
+
+def run(config: Config, judges: Mapping[str, RewardFunction]) -> Run:
+    """Write `report.json` and `report.html`, print the table, and return the Run with its metrics.
+
+    `judges` are reward functions by name: "gold", "reward_model" or both. Raises UserError for bad
+    settings, missing prompts, policies or judges, prompts that were trained on, and for a judge that
+    does not give one finite number a response.
+    """
+    settings = config.compare
+    policies = named_policies(settings.policies)
+    _check_numbers(settings)
+    prompts = _read_prompts(settings)
+    judges = _check_judges(settings, judges, prompts)
+    reference = settings.reference or next(iter(policies.values()))
+    for path in {*policies.values(), reference}:
+        load_tokenizer(path, trust_remote_code=settings.trust_remote_code)  # so that a wrong path shows now
+
+    with open_run("compare", settings.output_dir, as_dict(config), _inputs(settings, policies), settings.resume) as to:
+        sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
+        questions = Questions(
+            prompts,
+            settings.num_responses,
+            sampling,
+            settings.batch_size,
+            settings.dtype,
+            settings.trust_remote_code,
+        )
+        answers = answer_all(policies, reference, questions, to.path)
+        texts = [answer.texts for answer in answers]
+        scores = {name: score_texts(name, judge, prompts, texts) for name, judge in judges.items()}
+        clusters = [prompt_key(prompt.messages) for prompt in prompts]
+        bootstrap = Bootstrap(clusters, settings.confidence, settings.num_bootstrap, settings.seed)
+        study = Study(prompts, answers, scores, bootstrap, _recorded(settings, policies, reference, judges, prompts))
+        report = build_report(study)
+        write_whole(to.path / "report.json", [json.dumps(report, indent=2, ensure_ascii=False), "\n"])
+        write_whole(to.path / "report.html", [render_page(study, report)])
+        print_report(report)
+        return to.finish(**_metrics(report, len(prompts)))
+
+
+def named_policies(given: list[str]) -> dict[str, str]:
+    """Display name to path: `name=path`, or a path whose last folder is the name.
+
+    Raises UserError for no policy, two of one name, and names that cannot be part of a file's name.
+    """
+    policies: dict[str, str] = {}
+    for entry in given:
+        name, equals, path = entry.partition("=")
+        if not equals or os.sep in name or Path(entry).exists():
+            name, path = _folder_name(entry), entry
+        if not name or not path or name != name.strip() or name.startswith(".") or name == UNDECIDED:
+            raise UserError(f"policies: `{entry}` gives no name to show; write it as name=path")
+        if name in policies:
+            raise UserError(
+                f"policies: `{policies[name]}` and `{path}` have the same name `{name}`; "
+                f"give one another, as {name}2={path}"
+            )
+        policies[name] = path
+    if not policies:
+        raise UserError("policies: is empty; give run folders or checkpoints, the baseline first")
+    return policies
+
+
+def _check_numbers(settings: CompareConfig) -> None:
+    for key in ("num_prompts", "num_responses", "max_new_tokens", "batch_size"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise UserError(f"{key}: is {value}, must be at least 1")
+    if settings.num_bootstrap < 100:
+        raise UserError(f"num_bootstrap: is {settings.num_bootstrap}, must be at least 100; 2000 is usual")
+    if not 0.5 <= settings.confidence < 1:
+        raise UserError(f"confidence: is {settings.confidence:g}, must be from 0.5 to below 1; 0.95 is usual")
+    if settings.temperature < 0:
+        raise UserError(f"temperature: is {settings.temperature:g}, must be 0 or more")
+    if settings.temperature == 0 and settings.num_responses > 1:
+        raise UserError(
+            f"num_responses: is {settings.num_responses} at temperature 0, which gives the same response each time; "
+            "set --num_responses 1 or a temperature above 0"
+        )
+
+
+def _read_prompts(settings: CompareConfig) -> list[Prompt]:
+    prompts = read_jsonl(settings.prompts, Prompt)[: settings.num_prompts]
+    seen: set[str] = set()
+    for prompt in prompts:
+        if not prompt.messages or prompt.messages[-1].get("role") == "assistant":
+            raise UserError(
+                f"{settings.prompts}: prompt `{prompt.id}` does not wait for a reply; its last message must not be "
+                "the assistant's"
+            )
+        if prompt.id in seen:
+            raise UserError(f"{settings.prompts}: two prompts have the id `{prompt.id}`; give each its own")
+        seen.add(prompt.id)
+    for path in settings.train_data:
+        check_splits([settings.prompts, path])
+    return prompts
+
+
+def _check_judges(
+    settings: CompareConfig, judges: Mapping[str, RewardFunction], prompts: list[Prompt]
+) -> dict[str, RewardFunction]:
+    if not judges:
+        raise UserError("no judge: give --reward_model RUN, --gold module:function, or both")
+    ordered = in_order(judges)
+    check_judges(ordered, prompts)
+    return ordered
+
+
+def _inputs(settings: CompareConfig, policies: dict[str, str]) -> dict[str, str | Path | None]:
+    return {
+        "prompts": settings.prompts,
+        "reference": settings.reference,
+        "reward_model": settings.reward_model,
+        **{f"policy {name}": path for name, path in policies.items()},
+        **{f"train_data {number}": path for number, path in enumerate(settings.train_data)},
+    }
+
+
+def _recorded(
+    settings: CompareConfig,
+    policies: dict[str, str],
+    reference: str,
+    judges: Mapping[str, RewardFunction],
+    prompts: list[Prompt],
+) -> dict[str, Any]:
+    """What the report says about how it was made: nothing that depends on the place or the time."""
+    named = [name for name, path in policies.items() if same_place(path, reference)]
+    return {
+        "policies": list(policies),
+        "baseline": next(iter(policies)),
+        "reference": named[0] if named else _folder_name(reference),
+        "judges": list(judges),
+        "decided_by": next(iter(judges)),
+        "gold": settings.gold if GOLD in judges else None,
+        "reward_model": _folder_name(settings.reward_model or "") if REWARD_MODEL in judges else None,
+        "prompts": Path(settings.prompts).name,
+        "prompts_sha256": file_sha256(settings.prompts),
+        "num_prompts": len(prompts),
+        "num_responses": settings.num_responses,
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "batch_size": settings.batch_size,
+        "dtype": settings.dtype or "float32",
+        "seed": settings.seed,
+        "confidence": settings.confidence,
+        "num_bootstrap": settings.num_bootstrap,
+        "length_unit": "tokens, the end of turn included",
+        "kl_unit": "nats a response, policy to reference",
+        "checked_against": len(settings.train_data),
+    }
+
+
+def _folder_name(path: str) -> str:
+    return Path(path).name or Path(path).resolve().name
+
+
+def _metrics(report: dict[str, Any], num_prompts: int) -> dict[str, Any]:
+    means = {
+        name: {key: interval and interval["mean"] for key, interval in numbers.items()}
+        for name, numbers in report["policies"].items()
+    }
+    return {"num_prompts": num_prompts, "verdict": report["verdict"], "policies": means}

@@ -1,0 +1,120 @@
+"""Which of two policies is better, and how sure that is: wins, ties and their intervals.
+
+Scores are arrays `(prompts, responses)` of one judge. A prompt is the unit of evidence: its
+responses are averaged, and intervals resample prompts.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.intervals import Interval, mean_interval
+
+UNDECIDED = "undecided"
+_ROUNDING = 1e-9  # thirds and their like do not add up exactly to one half
+
+Scores = NDArray[np.float64]  # (prompts, responses)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made; `clusters` is the prompt of each row of the scores."""
+
+    clusters: Sequence[Hashable] | None = None
+    confidence: float = 0.95
+    num_bootstrap: int = 2000
+    seed: int = 0
+
+    def interval(self, values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> Interval:
+        """The interval of the mean of `values`, (prompts,) or (prompts, responses)."""
+        values = np.asarray(values, dtype=float)
+        clusters: Sequence[Hashable] = range(len(values)) if self.clusters is None else self.clusters
+        if values.ndim == 2:
+            clusters = [cluster for cluster in clusters for _ in range(values.shape[1])]
+        return mean_interval(values, clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two policies before one judge: the share of prompts on which `a` beats `b`, ties half."""
+
+    a: str
+    b: str
+    judge: str
+    win_rate: Interval
+    ties: float
+
+    @property
+    def verdict(self) -> str:
+        """The better one's name, or "undecided" where the interval holds one half."""
+        if self.win_rate.is_above(0.5 + _ROUNDING):
+            return self.a
+        return self.b if self.win_rate.is_below(0.5 - _ROUNDING) else UNDECIDED
+
+
+def prompt_wins(a: Scores, b: Scores) -> NDArray[np.float64]:
+    """How often a response of `a` beats one of `b` to the same prompt, (prompts,), each in [0, 1].
+
+    The mean over all cross pairs of a prompt's responses; an equal score counts one half.
+    """
+    above = a[:, :, None] > b[:, None, :]  # (prompts, responses of a, responses of b)
+    equal = a[:, :, None] == b[:, None, :]
+    return (above + 0.5 * equal).mean((1, 2))
+
+
+def prompt_ties(a: Scores, b: Scores) -> NDArray[np.float64]:
+    """The share of a prompt's cross pairs whose scores are equal, (prompts,), each in [0, 1]."""
+    return (a[:, :, None] == b[:, None, :]).mean((1, 2))
+
+
+def win_matrix(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`prompt_wins` of every policy against every other.
+
+    Args:
+        scores: (policies, prompts, responses).
+
+    Returns:
+        (policies, policies, prompts): entry [a, b] is how often `a` beats `b`; [a, b] + [b, a] is 1.
+    """
+    return np.stack([np.stack([prompt_wins(a, b) for b in scores]) for a in scores])
+
+
+def win_rate(a: Scores, b: Scores, bootstrap: Bootstrap) -> Interval:
+    """The share of prompts on which `a` beats `b`, ties half, with its interval."""
+    return bootstrap.interval(prompt_wins(a, b), (0.0, 1.0))
+
+
+def seen_from_the_other(rate: Interval) -> Interval:
+    """The win rate of `b` over `a`, from that of `a` over `b`: 1 less it."""
+    flipped = [None if end is None else 1 - end for end in (rate.high, rate.low)]
+    return Interval(1 - rate.mean, *flipped, rate.n)
+
+
+def compare_pair(a: str, b: str, judge: str, a_scores: Scores, b_scores: Scores, bootstrap: Bootstrap) -> Pair:
+    """Two policies before one judge."""
+    ties = float(prompt_ties(a_scores, b_scores).mean())
+    return Pair(a, b, judge, win_rate(a_scores, b_scores, bootstrap), ties)
+
+
+def winners(scores: NDArray[np.float64]) -> list[list[int]]:
+    """For each prompt the policies that win most against the others, more than one where they tie.
+
+    Args:
+        scores: (policies, prompts, responses).
+    """
+    wins = win_matrix(scores).sum(1)  # (policies, prompts); a policy's tie with itself adds one half to all
+    best = np.isclose(wins, wins.max(0))
+    return [np.flatnonzero(column).tolist() for column in best.T]
+
+
+def disagreements(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """For each prompt, whether two judges see some pair of policies the other way round.
+
+    Args:
+        first: one judge's scores, (policies, prompts, responses).
+        second: the other's.
+    """
+    opposed = (win_matrix(first) - 0.5) * (win_matrix(second) - 0.5) < 0
+    return np.any(opposed, axis=(0, 1))
