@@ -4,9 +4,7 @@ Nothing disappears: each pair and each vote that goes in comes out as a preferen
 left out with its reason, and `run.json` holds the sums.
 """
 
-import hashlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from typing import NamedTuple
 
 from rlhf import config as configuration
 from rlhf.agreement import human_ceiling
+from rlhf.data.split import Shares, opening, prompt_key, split_of
 from rlhf.errors import UserError, nearest
 from rlhf.records import Messages, Preference, Ranking, Response, Run, Task, Tie, make_id, read_jsonl, write_jsonl
 from rlhf.runs import open_run
@@ -112,9 +111,10 @@ def aggregate(
 
 
 def is_validation(prompt: Messages, share: float, seed: int) -> bool:
-    """Whether a prompt is for validation: by its hash alone, so it stays there when labels are added."""
-    digest = hashlib.sha256(json.dumps([seed, prompt], sort_keys=True, ensure_ascii=False).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    """Whether a prompt is for validation: by its opening's hash, so it stays there when labels are added."""
+    # Not prepare's own draw: among the prompts that one sent to train, it would send none to validation.
+    key = f"export {prompt_key(opening(prompt))}"
+    return split_of(key, Shares(train=1 - share, validation=share, test=0), seed) == "validation"
 
 
 def run(config: Config) -> Run:

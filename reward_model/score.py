@@ -33,9 +33,7 @@ class RewardModel:
         for prompt, response in zip(prompts, responses, strict=True):
             encoded = self.encoder.encode_reply(prompt, [response], self.max_length, self.cut)
             if encoded is None:
-                raise UserError(
-                    f"reward model: max_length {self.max_length} is too short for any prompt; raise it"
-                )
+                raise UserError(f"reward model: max_length {self.max_length} is too short for any prompt; raise it")
             rows.append(encoded[0] + encoded[1][0])
         return self.score_ids(rows)
 

@@ -16,7 +16,7 @@ from rlhf.likelihood import reply_kl
 from rlhf.models import as_policy, check_context, load_tokenizer, stop_ids
 from rlhf.records import Messages, Preference, Run, read_jsonl
 from rlhf.runs import open_run
-from rlhf.training import encode_rows, load_for_training, model_path, set_up, train
+from rlhf.training import encode_rows, final_evaluation, load_for_training, model_path, set_up, train
 
 
 @dataclass
@@ -60,6 +60,7 @@ class KLToReference(TrainerCallback):
         self.sampling = sampling
         self.batch_size = batch_size
         self.last: float | None = None
+        self.last_step: int | None = None
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.measure()
@@ -76,6 +77,8 @@ class KLToReference(TrainerCallback):
         Every rank does the same prompts: with ZeRO-3 all must take part, and none may be left waiting.
         """
         trainer = self.trainer
+        if self.last is not None and self.last_step == trainer.state.global_step:
+            return self.last
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
             policy = as_policy(model, trainer.processing_class)
             was_training = model.training
@@ -84,9 +87,9 @@ class KLToReference(TrainerCallback):
             replies = [reply for _, batch in batches for reply in batch]
             reference = trainer.ref_model if trainer.ref_model is not None else _AdapterOff(model)
             values = reply_kl(policy, replace(policy, model=reference), replies, batch_size=self.batch_size)
+            self.last, self.last_step = sum(values) / len(values), trainer.state.global_step
+            trainer.log({"kl": self.last})  # in eval mode, else the trainer empties its training figures into it
             model.train(was_training)
-        self.last = sum(values) / len(values)
-        trainer.log({"kl": self.last})
         return self.last
 
 
@@ -144,9 +147,9 @@ def run(config: Config) -> Run:
         kl = _watch_kl(trainer, held_out or preferences, data, training)
         metrics = train(trainer, folder, data.resume)
         if eval_set is not None:
-            metrics |= {key: value for key, value in trainer.evaluate().items() if _worth_keeping(key)}
+            metrics |= {key: value for key, value in final_evaluation(trainer).items() if _worth_keeping(key)}
         if kl is not None:
-            metrics["kl"] = kl.last if kl.last is not None else kl.measure()
+            metrics["kl"] = kl.measure()
         return folder.finish(**metrics, num_preferences=len(train_set), cut=cut.metrics())
 
 

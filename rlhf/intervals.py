@@ -103,8 +103,11 @@ def _by_cluster(
     if len(clusters) != len(values):
         raise ValueError(f"{len(clusters)} clusters for {len(values)} values")
     numbers: dict[Hashable, int] = {}
-    index = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
-    return np.bincount(index, values), np.asarray(np.bincount(index), dtype=float)
+    index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
+    sums, sizes = np.zeros(len(numbers)), np.zeros(len(numbers))
+    np.add.at(sums, index, values)
+    np.add.at(sizes, index, 1)
+    return sums, sizes
 
 
 def _percentile(

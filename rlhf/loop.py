@@ -8,7 +8,7 @@ from typing import Any
 from rlhf.config import as_dict, from_values, packaged, read_yaml
 from rlhf.errors import UserError, nearest
 from rlhf.records import RewardFunction, Run
-from rlhf.runs import read_run
+from rlhf.runs import check_output_dir, read_run
 
 # Verb: its module. Each has `Config` and `run(config)`.
 STAGES = {
@@ -26,6 +26,9 @@ STAGES = {
 def run_stage(verb: str, config: tuple[Any, ...], modules: dict[str, str] | None = None) -> Run:
     """Run one stage, and hand `compare` its judges: the one thing that a stage needs of another."""
     module = importlib.import_module((modules or STAGES)[verb])
+    part = next(part for part in config if hasattr(part, "output_dir"))
+    if part.output_dir is not None:
+        check_output_dir(part.output_dir, any(getattr(part, "resume", False) for part in config))
     if verb == "compare":
         return module.run(config, judges(config[0]))
     return module.run(config)

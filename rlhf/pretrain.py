@@ -8,16 +8,9 @@ from trl import SFTConfig, SFTTrainer
 from rlhf.config import as_dict
 from rlhf.errors import UserError
 from rlhf.models import new_llama, train_tokenizer
-from rlhf.records import Run, read_jsonl
+from rlhf.records import Run, Text, read_jsonl
 from rlhf.runs import open_run
 from rlhf.training import set_up, train
-
-
-@dataclass(frozen=True)
-class Text:
-    """A row of pretraining text."""
-
-    text: str
 
 
 @dataclass

@@ -37,6 +37,13 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class Text:
+    """A document to pretrain on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A conversation that waits for a reply; `meta` goes to reward functions as columns."""
 

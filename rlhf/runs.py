@@ -22,6 +22,9 @@ _LIBRARIES = ["rlhf", "torch", "transformers", "trl", "peft", "accelerate", "dat
 # Where a run's files lie, how it was started and how it shows itself: none of it changes the result.
 _PLACES = {"output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "disable_tqdm", "report_to"}
 
+# Work that took long: a run that holds some is not removed after an error, so that it can go on.
+_KEPT = ["checkpoint-*/trainer_state.json", "*.part", "responses.*.jsonl"]
+
 
 def is_main_process() -> bool:
     """Whether this process is rank 0, by the environment that torchrun and accelerate set."""
@@ -99,7 +102,7 @@ def open_run(
                 opened._write()
             yield opened
     except UserError:
-        if made and not any(folder.glob("checkpoint-*/trainer_state.json")) and not any(folder.glob("*.part")):
+        if made and not any(any(folder.glob(kept)) for kept in _KEPT):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -131,32 +134,44 @@ def _describe(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str | 
 
 
 def _is_path(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(_is_path(item) for item in value)
     return isinstance(value, str) and (os.sep in value) and Path(value).exists()
+
+
+def check_output_dir(output_dir: str | Path, resume: bool = False) -> None:
+    """Raise UserError where a run may not use this folder: known before any data is read.
+
+    It may where it does not exist or is empty, and with `resume` where it holds an unfinished run.
+    """
+    folder = Path(output_dir)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose another --output_dir")
+    if not any(folder.iterdir()):
+        return
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder}: exists and is not a run folder; choose another --output_dir")
+    there = read_run(folder)
+    if there.finished:
+        raise UserError(f"{folder}: holds a finished {there.stage} run; remove it, or choose another --output_dir")
+    if not resume:
+        raise UserError(f"{folder}: holds an unfinished {there.stage} run; go on with --resume true, or remove it")
 
 
 def _claim(folder: Path, run: Run, resume: bool) -> bool:
     """Whether the folder was made here; raises where it may not be used."""
+    check_output_dir(folder, resume)
     if not folder.exists():
         try:
             folder.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --output_dir") from None
         return True
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is a file; choose another --output_dir")
     if not any(folder.iterdir()):
         return True
-    if not (folder / "run.json").is_file():
-        raise UserError(f"{folder}: exists and is not a run folder; choose another --output_dir")
     there = read_run(folder)
-    if there.finished:
-        raise UserError(
-            f"{folder}: holds a finished {there.stage} run; choose another --output_dir, or remove the folder"
-        )
-    if not resume:
-        raise UserError(
-            f"{folder}: holds an unfinished {there.stage} run; go on with --resume true, or remove the folder"
-        )
     if there.id != run.id:
         changed = sorted(key for key in run.config if key not in _PLACES and run.config[key] != there.config.get(key))
         raise UserError(

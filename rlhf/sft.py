@@ -11,7 +11,7 @@ from rlhf.errors import UserError
 from rlhf.models import check_context, load_tokenizer, stop_ids
 from rlhf.records import Demonstration, Run, read_jsonl
 from rlhf.runs import open_run
-from rlhf.training import encode_rows, load_for_training, model_path, set_up, train
+from rlhf.training import encode_rows, final_evaluation, load_for_training, model_path, set_up, train
 
 
 @dataclass
@@ -67,7 +67,7 @@ def run(config: Config) -> Run:
         )
         metrics = train(trainer, folder, data.resume)
         if eval_set is not None:
-            metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
+            metrics["eval_loss"] = final_evaluation(trainer)["eval_loss"]
         return folder.finish(**metrics, num_demonstrations=len(train_set), cut=cut.metrics())
 
 

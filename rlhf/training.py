@@ -74,6 +74,14 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     return {"train_loss": result.training_loss, "steps": trainer.state.global_step}
 
 
+def final_evaluation(trainer: Any) -> dict[str, float]:
+    """The evaluation of the finished model: the one at the last step, else a new one."""
+    for row in reversed(trainer.state.log_history):
+        if row.get("step") == trainer.state.global_step and "eval_loss" in row:
+            return row
+    return trainer.evaluate()
+
+
 def model_path(model_config: ModelConfig) -> str:
     """The model to start from. Raises UserError where none is named."""
     if not model_config.model_name_or_path:

@@ -14,6 +14,7 @@ from labeling_app import export
 from labeling_app.export import aggregate
 from rlhf.agreement import human_ceiling
 from rlhf.config import parse
+from rlhf.data.split import Shares, opening, prompt_key, split_of
 from rlhf.errors import UserError
 from rlhf.records import Preference, Prompt, Ranking, Response, Task, Tie, read_jsonl, write_jsonl
 
@@ -271,6 +272,20 @@ def test_without_validation_there_is_no_validation_file(tmp_path):
 def test_single_votes_have_no_ceiling(tmp_path):
     run = export_run(tmp_path, [task("t", "a", "b")], [ranking("t", "ann", a=1, b=2)])
     assert run.metrics["human_ceiling"] is None
+
+
+def test_what_prepare_sent_to_train_is_split_again_with_the_same_seed():
+    prompts = [[{"role": "user", "content": str(i)}] for i in range(200)]
+    train = [p for p in prompts if split_of(prompt_key(opening(p)), Shares(0.8, 0.1, 0.1), 0) == "train"]
+    assert 0.1 < sum(export.is_validation(prompt, 0.2, 0) for prompt in train) / len(train) < 0.3
+
+
+def test_continuations_of_one_opening_stay_together():
+    opened = [{"role": "user", "content": "Hello"}]
+    turns = [{"role": "assistant", "content": "Hi"}, {"role": "user", "content": "and"}]
+    for seed in range(20):
+        sides = {export.is_validation(prompt, 0.5, seed) for prompt in (opened, [*opened, *turns])}
+        assert len(sides) == 1
 
 
 def test_the_seed_chooses_the_prompts():

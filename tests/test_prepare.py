@@ -136,6 +136,15 @@ def test_the_tables_and_an_empty_split_are_shown(prepare: Any, tmp_path: Path, c
     assert re.search(r"the (train|test) split is empty", shown)
 
 
+def test_brackets_in_names_and_reasons_are_shown_as_they_are(prepare: Any, tmp_path: Path, capsys: Any) -> None:
+    prepare(
+        "--input",
+        write_rows(tmp_path / "[bold]x.jsonl", [*pairs(1), {"prompt": ["x"], "chosen": "a", "rejected": "b"}]),
+    )
+    shown = capsys.readouterr().out
+    assert "[bold]x.jsonl" in shown and "[role," in shown
+
+
 def test_resume_goes_on_and_a_finished_run_is_never_overwritten(prepare: Any, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "a.jsonl", pairs(3))
     _, out = prepare("--input", source)

@@ -56,7 +56,7 @@ def test_a_finished_run_is_never_overwritten(tmp_path: Path, data: Path) -> None
     before = (tmp_path / "r" / "run.json").read_bytes()
     for resume in (False, True):
         with (
-            pytest.raises(UserError, match="holds a finished sft run; choose another"),
+            pytest.raises(UserError, match="holds a finished sft run; remove it, or choose another"),
             open_run("sft", tmp_path / "r", {}, {}, resume),
         ):
             pass

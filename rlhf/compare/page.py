@@ -7,6 +7,7 @@ writes with `textContent`. A content security policy lets no other script run.
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
     return environment.get_template("report.html.jinja").render(
         report=report,
         settings=report["settings"],
-        sentences={name: judge_sentence(report, name) for name in report["settings"]["judges"]},
+        verdict=_sentence(report["verdict"]),
+        sentences={name: _sentence(judge_sentence(report, name)) for name in report["settings"]["judges"]},
         warnings=warnings(report),
         charts=charts(report),
         measures=_measures(report),
@@ -77,6 +79,11 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
         style=Markup(style),
         style_hash=_csp_hash(style),
     )
+
+
+def _sentence(text: str) -> str:
+    # A policy's name at the start keeps its case.
+    return (UNDECIDED.capitalize() + text.removeprefix(UNDECIDED) if text.startswith(f"{UNDECIDED}:") else text) + "."
 
 
 def _csp_hash(text: str) -> str:
@@ -125,7 +132,9 @@ def _chart(report: dict[str, Any], key: str, title: str, about: str) -> Chart:
     ends = [end for one in there.values() for end in (one["mean"], one["low"], one["high"]) if end is not None]
     line = 0.5 if key == "win_rate" else None
     always = {"win_rate": [0.5], "kl": [0.0]}.get(key, [])  # the scale shows these wherever the policies are
-    marks = _ticks(min(ends + always), max(ends + always))
+    # A fifth is no step for win rates: it would miss 50%.
+    steps = (1.0, 2.5, 5.0, 10.0) if key == "win_rate" else (1.0, 2.0, 2.5, 5.0, 10.0)
+    marks = _ticks(min(ends + always), max(ends + always), steps)
     low, high = marks[0], marks[-1]
 
     def place(value: float | None) -> float | None:
@@ -144,11 +153,11 @@ def _chart(report: dict[str, Any], key: str, title: str, about: str) -> Chart:
     return Chart(title, about, rows, ticks, place(line))
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float, steps: Sequence[float]) -> list[float]:
     """Three to six round numbers that reach from at most `low` to at least `high`."""
     width = max(high - low, 1e-9, abs(high) * 1e-3)
     power = 10.0 ** math.floor(math.log10(width / 4))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if width / (power * factor) <= 4)
+    step = next(power * factor for factor in steps if width / (power * factor) <= 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
     return [round(index * step, 12) for index in range(first, last + 1)]

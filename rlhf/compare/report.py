@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -216,7 +217,8 @@ def _disagreements(report: dict[str, Any]) -> list[str]:
             for favourite, others in doubtful.items()
         ),
         *(
-            f"Gold prefers {favourite} to {_listed(others)}, the reward model cannot tell them apart: it misses a real gain."
+            f"Gold prefers {favourite} to {_listed(others)}, the reward model cannot tell them apart: it misses a gain "
+            "that is real."
             for favourite, others in missed.items()
         ),
     ]
@@ -234,6 +236,7 @@ def _opposed(report: dict[str, Any], favourite: str, others: list[str]) -> str:
 
 
 def _prompts(n: int) -> str:
+    """`1 prompt`, `2 prompts`."""
     return f"{n:,} prompt{'s' if n != 1 else ''}"
 
 
@@ -244,11 +247,12 @@ def percent(share: float) -> str:
     return f"{share:.1%}" if claims_too_much else whole
 
 
-def number(value: float) -> str:
-    """A mean for people: three or four digits that count."""
-    if value != 0 and abs(value) < 0.01:
+def number(value: float, beside: float | None = None) -> str:
+    """A number for people, to the digits that count; `beside` is the largest that it stands with."""
+    size = max(abs(value), abs(beside or 0.0))
+    if 0 < size < 0.01:
         return f"{value:.2g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 20 else f"{value:.2f}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 20 else f"{value:.2f}"
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -262,7 +266,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     columns = {"win_rate": f"win rate by {label(judges[0])}", "gold": "gold", "score": "score", "kl": "KL (nats)"}
     columns |= {"length": "length (tokens)", "finished": "finished"}
     shown = [key for key in columns if any(numbers[key] for numbers in report["policies"].values())]
-    table = Table("policy", *(columns[key] for key in shown))
+    table = Table("policy", *(columns[key] for key in shown), box=box.SIMPLE_HEAD, pad_edge=False)
     for name, numbers in report["policies"].items():
         table.add_row(Text(name), *(cell(numbers[key], key, "\n") for key in shown))
     console.print(table)
@@ -281,15 +285,17 @@ def cell(interval: dict[str, Any] | None, key: str, between: str = " ") -> str:
 
 def shown_mean(interval: dict[str, Any], key: str) -> str:
     """The mean, as a percentage where it is a share."""
-    return _shown(key)(interval["mean"])
+    return _shown(interval, key, interval["mean"])
 
 
 def shown_span(interval: dict[str, Any], key: str) -> str:
     """The interval's ends, or that they are unknown."""
     if interval["low"] is None or interval["high"] is None:
-        return "not known"
-    return f"{_shown(key)(interval['low'])} to {_shown(key)(interval['high'])}"
+        return "interval unknown"
+    return f"{_shown(interval, key, interval['low'])} to {_shown(interval, key, interval['high'])}"
 
 
-def _shown(key: str) -> Any:
-    return percent if key in ("win_rate", "finished") else number
+def _shown(interval: dict[str, Any], key: str, value: float) -> str:
+    if key in ("win_rate", "finished"):
+        return percent(value)
+    return number(value, max(abs(interval[end] or 0.0) for end in ("mean", "low", "high")))

@@ -88,8 +88,8 @@ def win_rate(a: Scores, b: Scores, bootstrap: Bootstrap) -> Interval:
 
 def seen_from_the_other(rate: Interval) -> Interval:
     """The win rate of `b` over `a`, from that of `a` over `b`: 1 less it."""
-    flipped = [None if end is None else 1 - end for end in (rate.high, rate.low)]
-    return Interval(1 - rate.mean, *flipped, rate.n)
+    low, high = (None if end is None else 1 - end for end in (rate.high, rate.low))
+    return Interval(1 - rate.mean, low, high, rate.n)
 
 
 def compare_pair(a: str, b: str, judge: str, a_scores: Scores, b_scores: Scores, bootstrap: Bootstrap) -> Pair:

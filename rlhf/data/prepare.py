@@ -133,7 +133,7 @@ def _show(run: Run, inputs: list[InputReport], steps: list[StepReport], missing:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False)  # file names and reasons may hold what rich takes for its own tags
     table = Table("input", "format", "rows", "of which", title="Read")
     for each in inputs:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in each.kinds.items())

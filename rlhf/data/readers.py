@@ -151,7 +151,7 @@ def _read_csv(path: Path, delimiter: str = ",") -> list[Row]:
             if twice:
                 raise UserError(f"{path}, line 1: column `{twice[0]}` is there twice; rename one")
             for cells in reader:
-                if False:
+                if cells and len(cells) != len(header):
                     raise UserError(
                         f"{path}, line {reader.line_num}: has {len(cells)} cells, the header has {len(header)}; "
                         "quote cells that hold a separator or a line break"
