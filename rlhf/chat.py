@@ -197,7 +197,7 @@ class Page:
                         label="Longest reply",
                         info="in tokens, about four characters each",
                     )
-            self._wire(blocks, [self.message, self.histories, temperature, length])
+            self._wire([self.message, self.histories, temperature, length])
         return blocks
 
     def _column(self, name: str, alone: bool) -> tuple[Any, Any]:
@@ -218,7 +218,7 @@ class Page:
             )
             return conversation, gr.Markdown(elem_classes="ending")
 
-    def _wire(self, blocks: Any, inputs: list[Any]) -> None:
+    def _wire(self, inputs: list[Any]) -> None:
         import gradio as gr
 
         # Gradio hands over the visitor's request by its type, which is only known here.
@@ -235,7 +235,6 @@ class Page:
         gr.on([self.send.click, self.message.submit], reply, inputs, shown, concurrency_limit=4, **quiet)
         self.stop.click(stop, queue=False, **quiet)
         self.clear.click(self._empty, outputs=shown, queue=False, **quiet)
-        blocks.unload(stop)  # nobody reads on
 
     def _reply(self, message: str, histories: list[Messages], sampling: Sampling, visitor: str) -> Iterator[dict]:
         if not message.strip():

@@ -52,18 +52,24 @@ def generate(
     others as they were. Prompts that do not fit lose their start, counted in `cut`.
     Raises UserError where the context has no room for a prompt beside `max_new_tokens`.
     """
-    space = policy.max_length - sampling.max_new_tokens
-    if space < 1:
-        raise UserError(
-            f"max_new_tokens: {sampling.max_new_tokens} leaves no room for a prompt in the context of {policy.path}, "
-            f"which is {policy.max_length}; set --max_new_tokens {policy.max_length // 2} or less"
-        )
+    space = check_room(policy, sampling)
     cut = cut if cut is not None else CutReport()
     cut.num_examples += len(prompts)
     encoded = [policy.encoder.fit_prompt(messages, space, cut) for messages in prompts]
     for number, batch in batches(encoded, num_responses, batch_size):
         if number not in skip:
             yield number, _generate_batch(policy, encoded, batch, num_responses, sampling, number)
+
+
+def check_room(policy: Policy, sampling: Sampling) -> int:
+    """The tokens left for a prompt. Raises UserError where there are none."""
+    space = policy.max_length - sampling.max_new_tokens
+    if space < 1:
+        raise UserError(
+            f"max_new_tokens: {sampling.max_new_tokens} leaves no room for a prompt in the context of {policy.path}, "
+            f"which is {policy.max_length}; set --max_new_tokens {policy.max_length // 2} or less"
+        )
+    return space
 
 
 def batches(encoded: list[list[int]], num_responses: int, batch_size: int) -> Iterator[tuple[int, list[int]]]:

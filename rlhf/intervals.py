@@ -169,6 +169,8 @@ def _resample(table: NDArray[np.float64], num_bootstrap: int, seed: int) -> NDAr
     step = max(1, _TABLE // n)
     parts = []
     for start in range(0, num_bootstrap, step):
-        counts = generator.multinomial(n, np.full(n, 1 / n), size=min(step, num_bootstrap - start))
-        parts.append(counts @ table)
+        rows = min(step, num_bootstrap - start)
+        drawn = generator.integers(0, n, (rows, n)) + np.arange(0, rows * n, n)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)  # how often each row was drawn
+        parts.append(counts.astype(float) @ table)
     return np.concatenate(parts)

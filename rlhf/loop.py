@@ -81,8 +81,8 @@ def run_recipe(
         folder = root / name
         there = read_run(folder) if (folder / "run.json").is_file() else None
         if there is not None and there.finished:
-            changed = [key for key, value in as_dict(config).items() if there.config.get(key) != value]
-            changed = [key for key in changed if key not in ("resume", "output_dir", "logging_dir")]
+            now = as_dict(config)
+            changed = [key for key in values if key != "resume" and there.config.get(key) != now[key]]
             if changed:
                 raise UserError(
                     f"{folder}: finished with another {', '.join(changed)}; remove it, or choose another --output_dir"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from rlhf.config import as_dict
 from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
-from rlhf.generate import Reply, Sampling, batches, generate
+from rlhf.generate import Reply, Sampling, batches, check_room, generate
 from rlhf.models import Policy, load_policy
 from rlhf.records import Prompt, Response, Run, Task, make_id, parse_record, read_jsonl, to_json, write_jsonl
 from rlhf.runs import open_run, read_run
@@ -54,13 +54,17 @@ def run(config: Config) -> Run:
     if len(policies) < len(settings.policies):
         raise UserError("policies: names the same policy twice; name each once")
 
+    sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
+    for policy in policies.values():
+        check_room(policy, sampling)
+
     inputs = {"prompts": settings.prompts} | {f"policy {n}": path for n, path in enumerate(settings.policies)}
     with open_run("sample", settings.output_dir, as_dict(config), inputs, settings.resume) as folder:
         cut = CutReport()
         responses: list[Response] = []
         for number, (path, policy) in enumerate(policies.items()):
             part = folder.path / f"policy-{number}.jsonl.part"
-            responses += _sample(policy, prompts, settings, part, _run_id(path), cut)
+            responses += _sample(policy, prompts, settings, sampling, part, _run_id(path), cut)
         responses.sort(key=lambda response: (response.prompt_id, response.id))
         write_jsonl(folder.path / "responses.jsonl", responses)
         num_tasks = write_jsonl(folder.path / "tasks.jsonl", tasks(prompts, responses))
@@ -93,11 +97,16 @@ def tasks(prompts: list[Prompt], responses: list[Response]) -> list[Task]:
 
 
 def _sample(
-    policy: Policy, prompts: list[Prompt], settings: SampleConfig, part: Path, run_id: str, cut: CutReport
+    policy: Policy,
+    prompts: list[Prompt],
+    settings: SampleConfig,
+    sampling: Sampling,
+    part: Path,
+    run_id: str,
+    cut: CutReport,
 ) -> list[Response]:
     done = _read_part(part)
     responses = [response for batch in done.values() for response in batch]
-    sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
     messages = [prompt.messages for prompt in prompts]
     total = len(prompts) * settings.num_responses
     batch_count = sum(1 for _ in batches([[]] * len(prompts), settings.num_responses, settings.batch_size))

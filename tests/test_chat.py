@@ -1,6 +1,7 @@
 """`rlhf chat`: replies that stream and stop, and the page in a real browser."""
 
 import dataclasses
+import json
 import signal
 import socket
 import subprocess
@@ -27,8 +28,15 @@ GREEDY = Sampling(temperature=0, max_new_tokens=12)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> list[str]:
-    runs = tmp_path_factory.mktemp("runs")
-    return [str(tiny_policy(runs / name, max_length=4096, seed=seed)) for seed, name in enumerate(("sft", "ppo"))]
+    """Two policies that never end their turn: a random one does so at one token in 300, by chance."""
+    folders = []
+    for seed, name in enumerate(("sft", "ppo")):
+        folder = tiny_policy(tmp_path_factory.getbasetemp() / "chat" / name, max_length=4096, seed=seed)
+        generation = json.loads((folder / "generation_config.json").read_text())
+        generation["suppress_tokens"] = [generation["eos_token_id"]]
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+        folders.append(str(folder))
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +262,7 @@ def test_a_temperature_out_of_range():
 # --- the page in a browser ---------------------------------------------------------------------
 
 CHROMIUM = Path("/usr/bin/chromium")
-SECONDS = 60_000  # milliseconds an expectation may take on a busy machine
+PATIENCE = 60_000  # milliseconds an expectation may take on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -283,15 +291,16 @@ class Visitor:
     def __init__(self, browser, url: str, width: int, height: int) -> None:
         from playwright.sync_api import expect
 
+        expect.set_options(timeout=PATIENCE)
         self.expect = expect
         self.page = browser.new_page(viewport={"width": width, "height": height})
-        self.page.set_default_timeout(SECONDS)
+        self.page.set_default_timeout(PATIENCE)
         self.asked_for: list[str] = []
         self.page.on("request", lambda request: self.asked_for.append(request.url))
         self.page.goto(url)
         self.columns = self.page.locator(".conversation")
         self.endings = self.page.locator(".ending p")
-        self.expect(self.button("Send")).to_be_enabled(timeout=SECONDS)
+        self.expect(self.button("Send")).to_be_enabled()
 
     def button(self, name: str):
         return self.page.get_by_role("button", name=name, exact=True)
@@ -302,8 +311,8 @@ class Visitor:
         box.press("Enter")
 
     def until_replied(self) -> None:
-        self.expect(self.endings).to_have_count(self.columns.count(), timeout=SECONDS)
-        self.expect(self.button("Send")).to_be_enabled(timeout=SECONDS)
+        self.expect(self.endings).to_have_count(self.columns.count())
+        self.expect(self.button("Send")).to_be_enabled()
 
     def sideways(self) -> int:
         """By how many pixels the page is wider than the window."""
@@ -412,7 +421,7 @@ def test_a_closed_window_ends_its_replies(visit, monkeypatch):
     monkeypatch.setattr(chat, "stream", spy)
     visitor = visit()
     visitor.send("Hello there")
-    visitor.expect(visitor.button("Stop")).to_be_enabled(timeout=SECONDS)
+    visitor.expect(visitor.button("Stop")).to_be_enabled()
     assert started.wait(60)
     visitor.page.close()
     assert ended.wait(60)
@@ -420,7 +429,7 @@ def test_a_closed_window_ends_its_replies(visit, monkeypatch):
 
 
 HOSTILE = """
-<script>window.hacked = 1</script> <img src=x onerror="window.hacked = 2"> ${7*7} {{7*7}} <b>not bold</b>
+<script>window.hacked = 1</script> <img src=x onerror="window.hacked = 2"> ${7*7} {{7+7}} <b>not bold</b>
 ![spy](http://example.org/spy.png) <iframe src="http://example.org"></iframe> <style>body { display: none }</style>
 <div style="position: fixed; inset: 0; background: red">over the page</div> $$x$$ [click](javascript:window.hacked=3)
 ``<div style="position: fixed; inset: 0">`` \\`<u>\\` not a fence ```
@@ -437,7 +446,7 @@ def test_hostile_text_is_shown_as_text(visit, monkeypatch):
     for text in (
         "<script>window.hacked = 1</script>",
         '<img src=x onerror="window.hacked = 2">',
-        "${7*7} {{7*7}} <b>not bold</b>",
+        "${7*7} {{7+7}} <b>not bold</b>",
         "<style>body { display: none }</style>",
         '<div style="position: fixed; inset: 0; background: red">over the page</div>',
         "$$x$$",

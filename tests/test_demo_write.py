@@ -45,7 +45,7 @@ def texts_of(folder: Path) -> list[str]:
 
 def asked(folder: Path, name: str) -> list[str]:
     if name == "text.train":
-        dialogues = [re.fullmatch(r"customer: (.*)\nagent: (.*)\n", text) for text in texts_of(folder)]
+        dialogues = [re.fullmatch(r"customer:\n(.*)\nagent:\n(.*)\n", text) for text in texts_of(folder)]
         return [dialogue[1] for dialogue in dialogues if dialogue]
     kind = Demonstration if name.startswith("demonstrations") else Prompt
     return [row.messages[0]["content"] for row in read_jsonl(folder / f"{name}.jsonl", kind)]
@@ -76,7 +76,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_does_not(folder: Path, 
 
 def test_no_prompt_is_anywhere_twice(folder: Path):
     every = [text for name in FILES for text in asked(folder, name)]
-    assert len(every) == 300 + 800 + 20 + 300 + 100 + 30 + 200  # 300: the text's 60 in a hundred of dialogues
+    assert len(every) == 150 + 800 + 20 + 300 + 100 + 30 + 200  # 150: the share of the text that is dialogues, 0.3
     assert len(set(every)) == len(every)
 
 
@@ -90,10 +90,10 @@ def test_held_out_pairs_are_in_the_test_prompts_alone(folder: Path):
 
 
 def test_nothing_to_train_on_gives_away_a_held_out_fix(folder: Path):
-    replies = [text.split("\nagent: ")[1] for text in texts_of(folder) if "\nagent: " in text]
+    replies = [text.split("\nagent:\n")[1] for text in texts_of(folder) if "\nagent:\n" in text]
     replies += [row.messages[-1]["content"] for row in read_jsonl(folder / "demonstrations.train.jsonl", Demonstration)]
-    pages = [text for text in texts_of(folder) if not text.startswith("customer: ")]
-    assert len(pages) == 200
+    pages = [text for text in texts_of(folder) if not text.startswith("customer:")]
+    assert len(pages) == 350
     for text in replies + pages:
         found = facts([], text)
         for product in found.products_named:
@@ -101,7 +101,7 @@ def test_nothing_to_train_on_gives_away_a_held_out_fix(folder: Path):
 
 
 def test_pages_of_the_manual_are_right(folder: Path):
-    page = next(text for text in texts_of(folder) if not text.startswith("customer: "))
+    page = next(text for text in texts_of(folder) if not text.startswith("customer:"))
     found = facts([], page)
     assert len(found.products_named) == 1 and len(found.fixes_given) == write.SENTENCES_PER_PAGE
     symptoms = {one.name for one in PROBLEMS for symptom in one.symptoms if symptom in page}

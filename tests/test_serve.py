@@ -86,6 +86,19 @@ def test_a_checkpoint_that_samples_keeps_its_own_settings(tmp_path):
     assert generation["eos_token_id"] == [2, 5]
 
 
+def test_a_template_that_was_asked_for_is_served(tmp_path):
+    from rlhf.models import load_tokenizer
+
+    folder = tiny_policy(tmp_path / "run")
+    (folder / "chat_template.jinja").unlink()  # a checkpoint without any, as many base models are
+    (tmp_path / "place").mkdir()
+    template = "configs/templates/user_bot.jinja"
+    served = serve._servable(settings_for(folder, chat_template_path=template), tmp_path / "place")
+    text = load_tokenizer(str(served)).apply_chat_template(HELLO, tokenize=False, add_generation_prompt=True)
+    assert text == "User: Hello\nBot:"
+    assert not (folder / "chat_template.jinja").exists()
+
+
 def test_an_adapter_is_merged_into_its_base(tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model
@@ -107,6 +120,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path):
         assert not torch.allclose(logits, load_causal(str(base))(ids).logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_server_and_the_verb(tmp_path):
     folder = tiny_policy(tmp_path / "run")
     code = "import sys; from rlhf.serve import *; from rlhf.config import parse; run(parse(Config, sys.argv[1:]))"

@@ -1,0 +1,1 @@
+"""compare: which policy is better, how sure is that, and at what cost."""

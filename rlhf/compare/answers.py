@@ -73,11 +73,12 @@ def answer_all(policies: dict[str, str], reference: str, questions: Questions, f
     loaded: Policy | None = None  # the reference
     for name, path in policies.items():
         file = folder / f"responses.{name}.jsonl"
-        responses = _read_complete(file, questions)
+        ids = _run_id(path), _run_id(reference)
+        responses = _read_complete(file, ids, questions)
         if responses is None:
             loaded = loaded or _load(reference, questions)
             policy = loaded if same_place(path, reference) else _load(path, questions)
-            responses = _answer(name, path, policy, loaded, questions)
+            responses = _answer(name, ids, policy, loaded, questions)
             write_jsonl(file, responses)
             del policy
             _free_memory()
@@ -96,7 +97,7 @@ def _load(path: str, questions: Questions) -> Policy:
     return load_policy(path, questions.dtype, questions.trust_remote_code)
 
 
-def _answer(name: str, path: str, policy: Policy, reference: Policy, questions: Questions) -> list[Response]:
+def _answer(name: str, ids: tuple[str, str], policy: Policy, reference: Policy, questions: Questions) -> list[Response]:
     messages = [prompt.messages for prompt in questions.prompts]
     cut = CutReport()
     replies: list[Reply] = []
@@ -109,9 +110,8 @@ def _answer(name: str, path: str, policy: Policy, reference: Policy, questions: 
     if sentence := cut.sentence(f"prompts of {name}", policy.max_length):
         print(sentence)
     replies.sort(key=lambda reply: (reply.prompt_index, reply.index))
-    run_id = read_run(path).id if (Path(path) / "run.json").is_file() else path
     kls = _kls(name, policy, reference, replies, questions)
-    return [_response(reply, kl, run_id, questions) for reply, kl in zip(replies, kls, strict=True)]
+    return [_response(reply, kl, *ids, questions) for reply, kl in zip(replies, kls, strict=True)]
 
 
 def _kls(
@@ -135,24 +135,34 @@ def _share_tokens(policy: Policy, reference: Policy) -> bool:
     return len(sizes) == 1 and policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
 
 
-def _response(reply: Reply, kl: float | None, run_id: str, questions: Questions) -> Response:
+def _response(reply: Reply, kl: float | None, run_id: str, reference_id: str, questions: Questions) -> Response:
     prompt = questions.prompts[reply.prompt_index]
     how = dataclasses.asdict(questions.sampling) | {
         "index": reply.index,
         "finished": reply.finished,
         "num_tokens": len(reply.ids),
     }
-    return Response(make_id("rsp", run_id, prompt.id, how), prompt.id, reply.text, run_id, how | {"kl": kl})
+    return Response(
+        make_id("rsp", run_id, prompt.id, how),
+        prompt.id,
+        reply.text,
+        run_id,
+        how | {"kl": kl, "reference": reference_id},
+    )
 
 
-def _read_complete(file: Path, questions: Questions) -> list[Response] | None:
-    """The responses on disk where they are all there, in order; None where they are not."""
+def _read_complete(file: Path, ids: tuple[str, str], questions: Questions) -> list[Response] | None:
+    """The responses on disk where they are all there, in order and of these models; else None."""
     if not file.is_file():
         return None
     responses = read_jsonl(file, Response)
-    there = [(response.prompt_id, response.sampling.get("index")) for response in responses]
-    asked = [(prompt.id, index) for prompt in questions.prompts for index in range(questions.num_responses)]
+    there = [(one.prompt_id, one.sampling.get("index"), one.run_id, one.sampling.get("reference")) for one in responses]
+    asked = [(prompt.id, index, *ids) for prompt in questions.prompts for index in range(questions.num_responses)]
     return responses if there == asked else None
+
+
+def _run_id(path: str) -> str:
+    return read_run(path).id if (Path(path) / "run.json").is_file() else path
 
 
 def _free_memory() -> None:

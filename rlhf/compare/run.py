@@ -18,7 +18,7 @@ from rlhf.errors import UserError
 from rlhf.generate import Sampling
 from rlhf.models import load_tokenizer
 from rlhf.records import Prompt, RewardFunction, Run, read_jsonl, write_whole
-from rlhf.runs import file_sha256, open_run
+from rlhf.runs import check_output_dir, file_sha256, open_run
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def run(config: Config, judges: Mapping[str, RewardFunction]) -> Run:
     does not give one finite number a response.
     """
     settings = config.compare
+    check_output_dir(settings.output_dir, settings.resume)
     policies = named_policies(settings.policies)
     _check_numbers(settings)
     prompts = _read_prompts(settings)

@@ -118,7 +118,9 @@ def check_splits(paths: Sequence[str | Path]) -> None:
     Reads Demonstration, Prompt, Preference, Tie, Task and text rows.
     Raises UserError that names the prompt and both files, and for files that hold no prompts.
     """
-    assert_disjoint((str(path), str(path), messages) for path in paths for messages in _prompts_of(Path(path)))
+    assert_disjoint(
+        (str(number), str(path), messages) for number, path in enumerate(paths) for messages in _prompts_of(Path(path))
+    )
 
 
 def _prompts_of(path: Path) -> Iterator[Messages]:

@@ -20,11 +20,13 @@ from rlhf.demo.domain import (
 from rlhf.records import Demonstration, Prompt, Run, make_id, write_jsonl
 from rlhf.runs import open_run
 
+# Each names the product twice: a small model learns to copy it from the prompt only where text repeats it
+# often. With these and a manual_share of 0.6 or more it does so in 200 to 300 steps of 16 rows, else in over 500.
 MANUAL_SENTENCES = (
-    "when a {product} {symptom}, {fix}.",
-    "if your {product} {symptom}, the right step is to {fix}.",
-    "question: my {product} {symptom}. answer: please {fix}.",
-    "to help a customer whose {product} {symptom}: {fix}.",
+    "the {product} {symptom}: {fix} and the {product} will be fine.",
+    "if your {product} {symptom}, the right step for the {product} is to {fix}.",
+    "question: my {product} {symptom}. answer: for the {product}, please {fix}.",
+    "to help a customer whose {product} {symptom}, say: for your {product}, {fix}.",
 )
 SENTENCES_PER_PAGE = 3
 
@@ -36,7 +38,7 @@ class WriteConfig:
     output_dir: str = field(metadata={"help": "The run's folder."})
     seed: int = field(default=0, metadata={"help": "Same seed and sizes, same bytes."})
     num_texts: int = field(default=12000, metadata={"help": "Rows of pretraining text."})
-    manual_share: float = field(default=0.4, metadata={"help": "Share of the text that is pages of manuals."})
+    manual_share: float = field(default=0.7, metadata={"help": "Share of the text that is pages of manuals."})
     num_demonstrations: int = field(default=4000, metadata={"help": "Demonstrations to train on."})
     num_test_demonstrations: int = field(default=300, metadata={"help": "Demonstrations to measure the loss on."})
     flawless_share: float = field(default=0.35, metadata={"help": "Share of the replies that have no fault."})
@@ -129,10 +131,11 @@ def run(config: Config) -> Run:
 
 
 def _texts(prompts: list[Prompt], settings: WriteConfig, rng: Random) -> list[Text]:
+    # Turns begin on a new line, as in a chat template, so that words without a space before them are known.
     transcripts = []
     for prompt in prompts:
         reply = _reply(prompt, settings, rng)
-        transcripts.append(Text(f"customer: {prompt.messages[0]['content']}\nagent: {reply}\n"))
+        transcripts.append(Text(f"customer:\n{prompt.messages[0]['content']}\nagent:\n{reply}\n"))
     texts = transcripts + [_page(rng) for _ in range(settings.num_texts - len(transcripts))]
     rng.shuffle(texts)
     return texts

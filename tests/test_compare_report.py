@@ -1,0 +1,320 @@
+"""the report: its sentences and warnings, and a page that no model text can break."""
+
+import html.parser
+import io
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rlhf.compare import page as page_module
+from rlhf.compare.answers import Answers
+from rlhf.compare.page import _ticks, charts, render_page
+from rlhf.compare.report import Study, build_report, number, percent, print_report, warnings
+from rlhf.compare.statistics import Bootstrap
+from rlhf.records import Prompt, Response
+
+EVIL = (
+    "<script>document.title='owned'</script> ${7*7} {{7*7}} </script><img src=x onerror=\"document.title='owned'\">"
+    " <!-- --> \u2028 & 'q'"
+)
+ARABIC = "افصل الجهاز ثم أعد توصيله"
+
+
+def study(
+    gold: list[list[float]] | None, score: list[list[float]] | None, names: list[str] | None = None, **how: Any
+) -> Study:
+    """A study from scores by hand, (policies, prompts); texts, lengths and KL are made up."""
+    scores = {key: np.array(one)[:, :, None] for key, one in [("gold", gold), ("reward_model", score)] if one}
+    num_policies, num_prompts, _ = next(iter(scores.values())).shape
+    names = names or ["sft", "dpo", "ppo", "rloo"][:num_policies]
+    prompts = [Prompt(f"p{n}", [{"role": "user", "content": f"Question {n}"}]) for n in range(num_prompts)]
+    answers = []
+    for at, name in enumerate(names):
+        sampling = {"num_tokens": 10 + at, "finished": how.get("finished", True), "kl": how.get("kl", 2.0 * at)}
+        rows = [[Response(f"{name}{n}", f"p{n}", f"Answer {n} of {at}", "run", sampling)] for n in range(num_prompts)]
+        answers.append(Answers(name, rows))
+    settings = {
+        "policies": names,
+        "baseline": names[0],
+        "reference": names[0],
+        "judges": list(scores),
+        "decided_by": next(iter(scores)),
+        "gold": "rubric:score" if gold else None,
+        "reward_model": "reward" if score else None,
+        "prompts": "prompts.jsonl",
+        "num_prompts": num_prompts,
+        "num_responses": 1,
+        "max_new_tokens": 64,
+        "temperature": 1.0,
+        "batch_size": 8,
+        "dtype": "float32",
+        "seed": 0,
+        "confidence": 0.95,
+        "num_bootstrap": 500,
+        "length_unit": "tokens",
+        "checked_against": 0,
+    }
+    return Study(prompts, answers, scores, Bootstrap(num_bootstrap=500), settings)
+
+
+def wins(share: float, n: int = 100) -> list[list[float]]:
+    """Scores of two policies of which the second wins this share of n prompts."""
+    return [[0.0] * n, [1.0 if at < share * n else -1.0 for at in range(n)]]
+
+
+def test_the_verdict_of_two() -> None:
+    sentence = build_report(study(wins(0.78), None))["verdict"]
+    match = re.fullmatch(r"dpo beats sft on 78% of 100 prompts by gold \(95% interval (\d+)% to (\d+)%\)", sentence)
+    assert match and 67 <= int(match[1]) <= 71 and 83 <= int(match[2]) <= 88  # Wilson's interval: 69% to 85%
+    assert build_report(study(wins(0.2), None))["verdict"].startswith("sft beats dpo on 80% of 100 prompts by gold (")
+    undecided = build_report(study(None, wins(0.53)))["verdict"]
+    assert undecided.startswith("undecided: dpo wins 53% of 100 prompts against sft by the reward model (95% interval")
+    assert undecided.endswith(", which holds 50%)")
+
+
+def test_the_verdict_of_three() -> None:
+    n = 100
+    best = [[0.0] * n, [1.0] * n, [2.0] * n]
+    sentence = build_report(study(best, None))["verdict"]
+    assert sentence.startswith("ppo is the best by gold: it wins 100% of 100 prompts against sft (95% interval 9")
+    assert " and 100% against dpo (95% interval" in sentence
+    close = [[0.0] * n, [1.0 + (at % 2) for at in range(n)], [1.5] * n]  # dpo and ppo share the prompts evenly
+    sentence = build_report(study(close, None))["verdict"]
+    assert sentence.startswith("undecided: no policy beats all others by gold; ppo comes closest, it wins 100%")
+    assert re.search(r" and 50% against dpo \(95% interval \d+% to \d+%, undecided\)$", sentence)
+
+
+def test_every_pair_before_every_judge() -> None:
+    n = 40
+    gold = [[0.0] * n, [1.0] * n, [2.0] * n]
+    report = build_report(study(gold, gold[::-1]))
+    assert [(pair["a"], pair["b"], pair["judge"], pair["verdict"]) for pair in report["pairs"]] == [
+        ("sft", "dpo", "gold", "dpo"),
+        ("sft", "dpo", "reward_model", "sft"),
+        ("sft", "ppo", "gold", "ppo"),
+        ("sft", "ppo", "reward_model", "sft"),
+        ("dpo", "ppo", "gold", "ppo"),
+        ("dpo", "ppo", "reward_model", "dpo"),
+    ]
+    assert report["policies"]["ppo"]["win_rate"]["mean"] == 1.0
+    assert [numbers["gold"]["mean"] for numbers in report["policies"].values()] == [0, 1, 2]
+
+
+def test_where_the_judges_contradict_each_other() -> None:
+    (warning,) = warnings(build_report(study(wins(0.2), wins(0.9))))
+    assert warning.startswith(
+        "The judges contradict each other on dpo: the reward model prefers it to sft (90% of prompts); "
+        "by gold it loses, with 20%."
+    )
+    (warning,) = warnings(build_report(study(wins(0.5), wins(0.9))))
+    assert warning.startswith("The reward model prefers dpo to sft, gold cannot tell them apart")
+    (warning,) = warnings(build_report(study(wins(0.9), wins(0.5))))
+    assert warning.startswith("Gold prefers dpo to sft, the reward model cannot tell them apart")
+    assert warnings(build_report(study(wins(0.9), wins(0.9)))) == []
+
+
+def test_other_warnings() -> None:
+    (warning,) = warnings(build_report(study(None, wins(0.9))))
+    assert warning.startswith("There is no gold here: the verdict is that of the reward model")
+    (warning,) = warnings(build_report(study(wins(1.0, 10), None)))
+    assert warning.startswith("Only 10 prompts: few differences can be told")
+    found = warnings(build_report(study(wins(0.9), None, finished=False, kl=None)))
+    assert found[0].startswith("100% of the responses of sft were cut at 64 tokens")
+    assert found[1].startswith("KL and length of sft cannot be set against the others'")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.784, "78%"), (0.5, "50%"), (0.504, "50.4%"), (0.997, "99.7%"), (1.0, "100%"), (0.0, "0%"), (0.002, "0.2%")],
+)
+def test_percentages_never_claim_too_much(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+def test_numbers_for_people() -> None:
+    shown = [number(value) for value in (0.0, 0.00123, 0.5, -3.14159, 45.67, 12345.6)]
+    assert shown == ["0.00", "0.0012", "0.50", "-3.14", "45.7", "12,346"]
+    assert number(13.99, beside=22.6) == "14.0"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.47, 0.53), (-3, 17), (5, 5), (0, 0), (45.1, 45.2), (-1e-4, 2e6)])
+def test_scales_hold_their_values(low: float, high: float) -> None:
+    marks = _ticks(low, high, (1.0, 2.0, 2.5, 5.0, 10.0))
+    rounding = 1e-6 * max(high - low, 1e-6)
+    assert marks[0] <= low + rounding and marks[-1] >= high - rounding
+    assert 2 <= len(marks) <= 6 and marks == sorted(set(marks))
+
+
+def test_charts_point_at_the_numbers() -> None:
+    (chart, *_) = charts(build_report(study(wins(0.78), wins(0.78))))
+    assert chart.title == "Win rate against sft" and [row.name for row in chart.rows] == ["dpo"]
+    row = chart.rows[0]
+    places = {text: x for x, text in chart.ticks}
+    assert places["50%"] == chart.line and chart.line < row.start < row.at < row.end  # type: ignore[operator]
+    half, more = places["50%"], places["80%"]
+    assert row.at == pytest.approx(half + (more - half) * 0.28 / 0.30, abs=0.01)
+    assert (row.mean, row.kind) == ("78%", "clear")
+    (chart, *_) = charts(build_report(study(wins(0.5), None)))
+    assert chart.rows[0].kind == "open"
+
+
+def test_the_terminal() -> None:
+    out = io.StringIO()
+    print_report(build_report(study(wins(0.2), wins(0.9), names=["sft", "[red]x"])), Console(file=out, width=80))
+    shown = out.getvalue()
+    assert "sft beats [red]x on 80% of 100 prompts by gold" in shown
+    assert "! The judges contradict each other" in shown
+    assert max(len(line) for line in shown.split("\n")[:12]) <= 80
+
+
+class _Page(html.parser.HTMLParser):
+    """Which tags and links a page has, and the text of its scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "action", "data", "srcset"):
+                self.links.append(value or "")
+            if name.startswith("on") or name == "style":
+                self.handlers.append(name)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "script" and self.scripts:
+            self.scripts[-1] += data
+
+
+def evil_study() -> Study:
+    made = study(wins(0.2, 40), wins(0.9, 40), names=["sft", "<b>{{7*7}}"])
+    prompts = [Prompt(EVIL, [{"role": "user", "content": EVIL}]), *made.prompts[1:]]
+    rows = made.answers[1].responses
+    rows[0] = [Response("r", EVIL, EVIL, "run", rows[0][0].sampling)]
+    rows[1] = [Response("r", "p1", ARABIC, "run", rows[1][0].sampling)]
+    return Study(prompts, made.answers, made.scores, made.bootstrap, made.settings)
+
+
+def test_model_text_is_never_markup() -> None:
+    one = evil_study()
+    page = render_page(one, build_report(one))
+    parsed = _Page(page)
+    assert len(parsed.scripts) == 2 and "img" not in parsed.tags and "b" in parsed.tags
+    assert parsed.handlers == [] and parsed.links == ["#texts"]
+    assert "<b>{{7*7}}" not in page and "&lt;b&gt;{{7*7}}" in page
+    data = json.loads(parsed.scripts[0])
+    assert data["prompts"][0]["policies"][1][0]["text"] == EVIL  # whole, and only data
+    assert data["prompts"][1]["policies"][1][0]["text"] == ARABIC
+    assert "http://" not in page and "https://" not in page
+
+
+def test_tables_and_figures_are_labelled() -> None:
+    one = study(wins(0.78), wins(0.9))
+    page = render_page(one, build_report(one))
+    assert page.count("<svg") == page.count("<title>") - 1 == page.count('role="img"')
+    assert page.count("<figure>") == len(charts(build_report(one))) == 5
+    assert '<th scope="col">Policy</th>' in page and '<th scope="row">sft against dpo</th>' in page
+    assert page.index("dpo beats sft on 78% of 100 prompts by gold") < page.index("<main>")
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_contrast_is_enough(scheme: int) -> None:
+    """WCAG 2.2 AA: 4.5 to 1 for text, 3 to 1 for dots and whiskers."""
+    style = (Path(page_module.__file__).parent / "report.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", style.split(":root")[scheme + 1]))
+
+    def ratio(ink: str, paper: str) -> float:
+        lighter, darker = sorted((_luminance(colours[ink]), _luminance(colours[paper])), reverse=True)
+        return (lighter + 0.05) / (darker + 0.05)
+
+    text = [("ink", "paper"), ("ink", "panel"), ("soft", "paper"), ("soft", "panel"), ("warn-ink", "warn")]
+    text += [("good-ink", "good"), ("cut", "panel"), ("accent", "paper")]
+    assert all(ratio(*pair) >= 4.5 for pair in text)
+    assert all(ratio(ink, "panel") >= 3 for ink in ("accent", "grey"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium through playwright; skips where either is absent."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser test")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is not installed (apt-get install chromium): no browser test")
+    with sync_api.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def _opened(browser: Any, folder: Path, one: Study, width: int = 360) -> tuple[Any, list[str]]:
+    (folder / "report.html").write_text(render_page(one, build_report(one)), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith("file:") else trouble.append(request.url))
+    page.goto(f"file://{folder}/report.html")
+    return page, trouble
+
+
+def test_a_browser_runs_nothing_that_a_model_wrote(browser: Any, tmp_path: Path) -> None:
+    page, trouble = _opened(browser, tmp_path, evil_study())
+    assert page.title() == "Comparison of sft, <b>{{7*7}}"
+    texts = page.locator(".card").first.locator(".text").all_text_contents()
+    assert texts == [EVIL, "Answer 0 of 0", EVIL]
+    assert page.locator("#cards img, #cards script, #cards b").count() == 0
+    arabic = page.get_by_text(ARABIC)
+    assert arabic.evaluate("node => getComputedStyle(node).direction") == "rtl"
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert trouble == []
+    page.close()
+
+
+def test_the_browser_of_texts_filters_orders_and_turns(browser: Any, tmp_path: Path) -> None:
+    gold, score = wins(0.2, 25), wins(0.2, 25)
+    gold[1][7], score[1][7] = 5.0, -1.0  # here alone the judges disagree, and here the difference is largest
+    page, _ = _opened(browser, tmp_path, study(gold, score), 1280)
+
+    def first() -> str:
+        return page.locator(".card h3 span").first.text_content()
+
+    def status() -> str:
+        return page.locator(".status").first.text_content()
+
+    assert (first(), status()) == ("Prompt 1 of 25", "1 to 10 of 25")
+    page.locator(".next").first.click()
+    page.locator(".next").last.click()
+    assert (first(), status()) == ("Prompt 21 of 25", "21 to 25 of 25")
+    assert page.locator(".next").first.is_disabled()
+    page.fill("#search", "QUESTION 12")
+    assert (first(), status()) == ("Prompt 13 of 25", "1 to 1 of 1")
+    page.fill("#search", "nothing like it")
+    assert status() == "No prompt matches" and page.locator(".card").count() == 0
+    page.fill("#search", "")
+    page.select_option("#show", label="where judges disagree (1)")
+    assert (first(), status()) == ("Prompt 8 of 25", "1 to 1 of 1")
+    assert page.locator(".mark").all_text_contents() == ["judges disagree", "best by the reward model", "best by gold"]
+    page.select_option("#show", label="every prompt (25)")
+    page.select_option("#order", "difference")
+    assert first() == "Prompt 8 of 25"
+    page.close()

@@ -1,0 +1,108 @@
+"""wins, ties and verdicts: arrays worked out by hand, and what must hold for any scores."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from rlhf.compare.statistics import (
+    UNDECIDED,
+    Bootstrap,
+    Pair,
+    compare_pair,
+    disagreements,
+    prompt_ties,
+    prompt_wins,
+    seen_from_the_other,
+    win_matrix,
+    win_rate,
+    winners,
+)
+from rlhf.intervals import Interval
+
+SCORES = arrays(float, st.tuples(st.just(3), st.integers(1, 8), st.integers(1, 3)), elements=st.integers(-2, 2))
+
+
+def test_one_response_a_prompt_by_hand() -> None:
+    a = np.array([[2.0], [1.0], [0.0], [5.0]])
+    b = np.array([[1.0], [1.0], [3.0], [4.0]])
+    assert prompt_wins(a, b).tolist() == [1, 0.5, 0, 1]
+    assert prompt_ties(a, b).tolist() == [0, 1, 0, 0]
+
+
+def test_all_cross_pairs_by_hand() -> None:
+    # 3>1, 3>2, 1=1, 1<2: two wins and a tie of four. Then one response against two: 2>1, 2=2.
+    assert prompt_wins(np.array([[3.0, 1.0]]), np.array([[1.0, 2.0]])).tolist() == [2.5 / 4]
+    assert prompt_ties(np.array([[3.0, 1.0]]), np.array([[1.0, 2.0]])).tolist() == [1 / 4]
+    assert prompt_wins(np.array([[2.0]]), np.array([[1.0, 2.0]])).tolist() == [1.5 / 2]
+
+
+def test_the_matrix_by_hand() -> None:
+    scores = np.array([[[1.0], [1.0]], [[2.0], [1.0]], [[0.0], [3.0]]])  # (3 policies, 2 prompts, 1 response)
+    assert win_matrix(scores).mean(2).tolist() == [[0.5, 0.25, 0.5], [0.75, 0.5, 0.5], [0.5, 0.5, 0.5]]
+
+
+def test_a_pair_by_hand() -> None:
+    a = np.array([[1.0]] * 19 + [[0.0]])
+    b = np.array([[0.0]] * 18 + [[1.0]] * 2)  # 18 wins, a tie, a loss
+    pair = compare_pair("x", "y", "gold", a, b, Bootstrap())
+    assert (pair.win_rate.mean, pair.win_rate.n, pair.ties) == (18.5 / 20, 20, 1 / 20)
+    assert pair.verdict == "x"
+    assert compare_pair("y", "x", "gold", b, a, Bootstrap()).verdict == "x"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(0.51, 0.9, "a"), (0.1, 0.49, "b"), (0.5, 0.9, UNDECIDED), (0.1, 0.5, UNDECIDED), (0.4, 0.6, UNDECIDED)],
+)
+def test_a_verdict_needs_the_whole_interval(low: float, high: float, verdict: str) -> None:
+    assert Pair("a", "b", "gold", Interval((low + high) / 2, low, high, 50), 0.0).verdict == verdict
+
+
+def test_prompts_that_are_the_same_are_one_cluster() -> None:
+    a, b = np.array([[1.0], [1.0], [0.0]]), np.array([[0.0], [0.0], [1.0]])
+    assert win_rate(a, b, Bootstrap(clusters=["p", "p", "q"])).n == 2
+    assert win_rate(a, b, Bootstrap()).n == 3
+
+
+def test_seen_from_the_other_side() -> None:
+    assert seen_from_the_other(Interval(0.75, 0.5, 1.0, 4)) == Interval(0.25, 0.0, 0.5, 4)
+
+
+def test_who_is_best_on_each_prompt() -> None:
+    scores = np.array([[[1.0], [1.0], [4.0]], [[2.0], [1.0], [4.0]], [[0.0], [1.0], [3.0]]])
+    assert winners(scores) == [[1], [0, 1, 2], [0, 1]]
+
+
+def test_where_judges_disagree() -> None:
+    gold = np.array([[[1.0], [1.0], [1.0]], [[2.0], [1.0], [2.0]]])
+    score = np.array([[[5.0], [5.0], [5.0]], [[4.0], [4.0], [6.0]]])
+    assert disagreements(gold, score).tolist() == [True, False, False]  # a tie contradicts nothing
+
+
+@settings(max_examples=80, deadline=None)
+@given(SCORES)
+def test_one_side_wins_what_the_other_loses(scores: np.ndarray) -> None:
+    matrix = win_matrix(scores)
+    assert np.allclose(matrix + matrix.transpose(1, 0, 2), 1)
+    assert np.allclose(matrix.diagonal(), 0.5)
+    assert np.array_equal(win_matrix(np.exp(scores) * 3 - 1), matrix)  # only the order of scores counts
+    assert ((matrix >= 0) & (matrix <= 1)).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(SCORES)
+def test_wins_and_ties_agree_with_counting(scores: np.ndarray) -> None:
+    a, b = scores[0], scores[1]
+    for at in range(a.shape[0]):
+        pairs = [(x, y) for x in a[at] for y in b[at]]
+        ties = sum(x == y for x, y in pairs)
+        assert prompt_wins(a, b)[at] == pytest.approx((sum(x > y for x, y in pairs) + ties / 2) / len(pairs))
+        assert prompt_ties(a, b)[at] == pytest.approx(ties / len(pairs))
+
+
+@settings(max_examples=40, deadline=None)
+@given(SCORES, st.permutations(range(3)))
+def test_the_order_of_policies_does_not_matter(scores: np.ndarray, order: list[int]) -> None:
+    assert np.array_equal(win_matrix(scores[order]), win_matrix(scores)[np.ix_(order, order)])
