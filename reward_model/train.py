@@ -115,13 +115,13 @@ def evaluate(path: str, held_out: list[Preference], ties: list[Tie], training: R
         (float(len(scorer.encoder.reply_ids(p, c))), float(len(scorer.encoder.reply_ids(p, r))))
         for p, c, r in zip(prompts, chosen, rejected, strict=True)
     ]
-    accuracy = mean_interval([_wins(a, b) for a, b in zip(better, worse, strict=True)], groups)
-    longer = mean_interval([_wins(a, b) for a, b in lengths], groups)
+    accuracy = mean_interval([_wins(a, b) for a, b in zip(better, worse, strict=True)], groups, bounds=(0, 1))
+    longer = mean_interval([_wins(a, b) for a, b in lengths], groups, bounds=(0, 1))
     ceiling = human_ceiling([*held_out, *ties])
     return {
         "accuracy": asdict(accuracy),
         "longer_wins": asdict(longer),
-        "human_ceiling": asdict(mean_interval(ceiling.values, ceiling.groups)) if ceiling else None,
+        "human_ceiling": asdict(mean_interval(ceiling.values, ceiling.groups, bounds=(0, 1))) if ceiling else None,
         "margin": sum(a - b for a, b in zip(better, worse, strict=True)) / len(better),
         "eval_pairs": len(held_out),
         "eval_cut": scorer.cut.metrics(),

@@ -180,23 +180,13 @@ class Page:
                 self.clear = gr.Button("Clear", scale=0, min_width=84)
             with gr.Row():
                 with gr.Column(min_width=240):
-                    temperature = gr.Slider(
-                        0,
-                        2,
-                        self.sampling.temperature,
-                        step=0.05,
-                        label="Temperature",
-                        info="0 takes the likeliest token, always",
-                    )
+                    likeliest = "0 takes the likeliest token, always"
+                    now = self.sampling.temperature
+                    temperature = gr.Slider(0, 2, now, step=0.05, label="Temperature", info=likeliest)
                 with gr.Column(min_width=240):
-                    length = gr.Slider(
-                        1,
-                        self.longest,
-                        self.sampling.max_new_tokens,
-                        step=1,
-                        label="Longest reply",
-                        info="in tokens, about four characters each",
-                    )
+                    about = "in tokens, about four characters each"
+                    now = self.sampling.max_new_tokens
+                    length = gr.Slider(1, self.longest, now, step=1, label="Longest reply", info=about)
             self._wire([self.message, self.histories, temperature, length])
         return blocks
 
@@ -223,7 +213,7 @@ class Page:
 
         # Gradio hands over the visitor's request by its type, which is only known here.
         def reply(message: str, histories: list[Messages], temperature: float, length: float, request: gr.Request):
-            sampling = Sampling(temperature, int(length))
+            sampling = Sampling(temperature, min(int(length), self.longest))
             yield from self._reply(message, histories, sampling, str(request.session_hash))
 
         def stop(request: gr.Request) -> None:
@@ -243,8 +233,8 @@ class Page:
         asked = [[*history, {"role": "user", "content": message.strip()}] for history in histories]
         replies = [""] * len(asked)
         stop = self.stops[visitor] = threading.Event()
-        yield self._busy(True) | {self.message: ""} | self._show(asked, replies) | dict.fromkeys(self.endings, "")
         try:
+            yield self._busy(True) | {self.message: ""} | self._show(asked, replies) | dict.fromkeys(self.endings, "")
             for piece in stream(self.policies, asked, sampling, stop):
                 replies[piece.column] = piece.text
                 ending = {} if piece.ending is None else {self.endings[piece.column]: harmless(piece.ending)}
