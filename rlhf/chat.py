@@ -194,7 +194,8 @@ class Page:
         import gradio as gr
 
         with gr.Column(min_width=280):
-            gr.Markdown(harmless(f"## {name}"), elem_classes="name")
+            if not alone:  # else the title names it
+                gr.Markdown(harmless(f"## {name}"), elem_classes="name")
             conversation = gr.Chatbot(
                 label=f"Conversation with {name}",
                 show_label=False,

@@ -100,7 +100,7 @@ def _generate_batch(
             max_new_tokens=sampling.max_new_tokens,
             eos_token_id=sorted(policy.encoder.stop_ids),
             pad_token_id=pad,
-            **_sampling_options(sampling),
+            **sampling_options(sampling),
         )
     replies = []
     for row, ids in enumerate(output[:, width:].tolist()):
@@ -113,7 +113,7 @@ def _generate_batch(
     return replies
 
 
-def _sampling_options(sampling: Sampling) -> dict[str, Any]:
+def sampling_options(sampling: Sampling) -> dict[str, Any]:
     # Every option is named, because checkpoints bring their own defaults in generation_config.json.
     plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
     if sampling.temperature == 0:

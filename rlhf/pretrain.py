@@ -1,7 +1,7 @@
 """pretrain: a small Llama from scratch on plain text, with a tokenizer of its own."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from trl import SFTConfig, SFTTrainer
 
@@ -55,8 +55,9 @@ def run(config: Config) -> Run:
     tokenizer = train_tokenizer(texts, data.vocab_size, data.new_chat_template)
     torch.manual_seed(training.seed)
     model = new_llama(tokenizer, data.hidden_size, data.num_layers, data.num_heads, data.context)
-    rows: list[dict[str, Any]] = [
-        {"input_ids": ids} for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if ids
+    # Each document ends with the token that will end turns: the model learns early that texts end.
+    rows = [
+        {"input_ids": [*ids, tokenizer.eos_token_id]} for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]
     ]
     with open_run("pretrain", str(training.output_dir), as_dict(config), {"text": data.text}, data.resume) as folder:
         trainer = SFTTrainer(

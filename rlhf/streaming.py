@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.data.encode import CutReport
-from rlhf.generate import Sampling, _sampling_options
+from rlhf.generate import Sampling, sampling_options
 from rlhf.models import Policy
 from rlhf.records import Messages
 
@@ -113,7 +113,7 @@ def _generate(policy: Policy, messages: Messages, sampling: Sampling, stop: thre
         pad_token_id=policy.tokenizer.pad_token_id,
         stopping_criteria=StoppingCriteriaList([stopped]),
         streamer=feed,
-        **_sampling_options(sampling),
+        **sampling_options(sampling),
     )
     ids = feed.ids
     how = "ended its turn" if ids and ids[-1] in policy.encoder.stop_ids else "reached the longest reply"
