@@ -4,14 +4,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from rlhf.data.split import check_splits
-from rlhf.intervals import mean_interval
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from reward_model.score import load_reward_model
 from rlhf.agreement import human_ceiling
 from rlhf.config import as_dict
 from rlhf.data.encode import CutReport, Encoder
+from rlhf.data.split import check_splits
+from rlhf.intervals import mean_interval
 from rlhf.models import check_context, load_classifier, load_tokenizer
 from rlhf.records import Preference, Run, Tie, read_jsonl
 from rlhf.runs import is_main_process, open_run
@@ -50,7 +50,7 @@ def run(config: Config) -> Run:
     Raises UserError for missing or broken data and models, before anything is written.
     """
     data, model_config, training = config
-    set_up(training, data.resume)
+    set_up(training)
     path = model_path(model_config)
     preferences = read_jsonl(data.preferences, Preference)
     held_out = read_jsonl(data.eval_preferences, Preference) if data.eval_preferences else []

@@ -118,7 +118,7 @@ def run(config: Config) -> Run:
     Raises UserError for missing or broken data and models, before anything is written.
     """
     data, model_config, training = config
-    set_up(training, data.resume)
+    set_up(training)
     path = model_path(model_config)
     preferences = read_jsonl(data.preferences, Preference)
     held_out = read_jsonl(data.eval_preferences, Preference) if data.eval_preferences else []

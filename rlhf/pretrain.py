@@ -45,7 +45,7 @@ def run(config: Config) -> Run:
     from datasets import Dataset
 
     data, training = config
-    set_up(training, data.resume)
+    set_up(training)
     if data.hidden_size % data.num_heads:
         raise UserError(f"num_heads: {data.num_heads} does not divide hidden_size {data.hidden_size}; choose another")
     if (training.max_length or 0) > data.context:

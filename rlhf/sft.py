@@ -39,7 +39,7 @@ def run(config: Config) -> Run:
     Raises UserError for missing or broken data and models, before anything is written.
     """
     data, model_config, training = config
-    set_up(training, data.resume)
+    set_up(training)
     path = model_path(model_config)
     demonstrations = read_jsonl(data.demonstrations, Demonstration)
     held_out = read_jsonl(data.eval_demonstrations, Demonstration) if data.eval_demonstrations else []

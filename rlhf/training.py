@@ -4,13 +4,15 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
 from rlhf.data.encode import CutReport
@@ -64,14 +66,26 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     trainer.add_callback(RunLog(folder))
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(Progress())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    with _quiet():
         result = trainer.train(resume_from_checkpoint=last)
-    trainer.save_model(str(folder.path))
+        trainer.save_model(str(folder.path))
     if is_main_process():
         # A pickle of the arguments, which run.json holds readably: a checkpoint here needs no unpickling.
         (folder.path / "training_args.bin").unlink(missing_ok=True)
     return {"train_loss": result.training_loss, "steps": trainer.state.global_step}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What libraries tell each other while training; nobody who waits for a run can act on it."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            yield
+    finally:
+        logging.set_verbosity(level)  # TrainingArguments take a quiet log for a wish to see no bar
 
 
 def final_evaluation(trainer: Any) -> dict[str, float]:
@@ -110,13 +124,11 @@ def drop_torn_checkpoints(folder: Path) -> None:
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def set_up(arguments: Any, resume: bool) -> None:
+def set_up(arguments: Any) -> None:
     """Settings that every trainer here needs whatever the config says."""
     import datasets
     import torch
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
     logging.disable_progress_bar()  # loading and saving take less time than their bars' lines
     datasets.disable_progress_bars()
     if not torch.accelerator.is_available():
@@ -125,7 +137,6 @@ def set_up(arguments: Any, resume: bool) -> None:
     if arguments.output_dir in (None, "trainer_output"):
         raise UserError("output_dir: is not set; name the run's folder, as in --output_dir runs/sft")
     arguments.resume_from_checkpoint = None
-    arguments.overwrite_output_dir = resume
 
 
 def encode_rows(

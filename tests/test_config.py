@@ -80,7 +80,9 @@ def test_a_missing_config_is_named() -> None:
 def test_library_errors_become_one_line(tmp_path: Path) -> None:
     from rlhf.sft import Config as SFT
 
-    (tmp_path / "c.yaml").write_text("demonstrations: x\noutput_dir: y\neval_strategy: steps\neval_steps: 0\nlogging_steps: 0\n")
+    (tmp_path / "c.yaml").write_text(
+        "demonstrations: x\noutput_dir: y\neval_strategy: steps\neval_steps: 0\nlogging_steps: 0\n"
+    )
     with pytest.raises(UserError, match=r"c\.yaml: .*(steps|strategy)"):
         parse(SFT, ["--config", str(tmp_path / "c.yaml")])
 

@@ -73,7 +73,9 @@ def test_imports_go_downward() -> None:
 
 
 def test_only_the_pages_import_gradio() -> None:
-    users = {name for name, path in _modules().items() if re.search(r"^\s*(import|from) gradio", path.read_text(), re.M)}
+    users = {
+        name for name, path in _modules().items() if re.search(r"^\s*(import|from) gradio", path.read_text(), re.M)
+    }
     assert users <= {"rlhf.chat", "rlhf.serve", "labeling_app.ui"}
 
 

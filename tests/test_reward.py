@@ -84,10 +84,10 @@ def test_ceiling_and_ties_count(tmp_path: Path, policy_folder: Path) -> None:
 
 
 def test_a_margin_is_used_only_where_asked(tmp_path: Path, policy_folder: Path) -> None:
+    from reward_model.train import tokenize
     from rlhf.data.encode import Encoder
     from rlhf.models import load_tokenizer
     from rlhf.records import read_jsonl
-    from reward_model.train import tokenize
 
     rows = read_jsonl(stages.preferences(tmp_path / "p.jsonl", 2), Preference)
     encoder = Encoder(load_tokenizer(str(policy_folder)))

@@ -45,7 +45,16 @@ def _kill_after_first_batch(tmp_path: Path, policy: Path, prompts: Path) -> None
         "from rlhf.cli import main; main(sys.argv[1:])"
     )
     flags = ["--num_responses", "3", "--max_new_tokens", "8", "--batch_size", "6"]
-    argv = ["sample", "--policies", str(policy), "--prompts", str(prompts), "--output_dir", str(tmp_path / "run"), *flags]
+    argv = [
+        "sample",
+        "--policies",
+        str(policy),
+        "--prompts",
+        str(prompts),
+        "--output_dir",
+        str(tmp_path / "run"),
+        *flags,
+    ]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, env=os.environ, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
@@ -75,9 +84,7 @@ def test_a_killed_run_goes_on_without_loss_or_double(tmp_path: Path, policy_fold
         ({"dtype": "float8"}, "dtype: `float8` is not one of auto, float32"),
     ],
 )
-def test_bad_input_writes_nothing(
-    tmp_path: Path, policy_folder: Path, values: dict[str, Any], message: str
-) -> None:
+def test_bad_input_writes_nothing(tmp_path: Path, policy_folder: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         _sample(tmp_path, [policy_folder], **values)
     assert not (tmp_path / "run").exists()
