@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two test processes on two cores: with two threads each they would wait for one another, ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches a network
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 

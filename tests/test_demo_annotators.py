@@ -22,6 +22,9 @@ def task(*texts: str, id: str = "t", prompt: Prompt = PROMPT) -> Task:
     return Task(id, prompt, [Response(f"r{n}", prompt.id, text, "run") for n, text in enumerate(texts)])
 
 
+EXACT = Annotator("exact", tie_threshold=0.0)
+
+
 def ranks(of: Task, annotator: Annotator, seed: int = 0) -> list[int]:
     ranking = rank(of, annotator, seed)
     return [ranking.ranks[response.id] for response in of.responses]
@@ -55,13 +58,13 @@ def agreement_with_rubric(annotator: Annotator, tasks: list[Task]) -> float:
 
 
 def test_without_noise_and_bias_the_order_is_the_rubrics():
-    assert ranks(task(PASSWORD, GOOD, NO_FIX, RUDE), Annotator("exact")) == [3, 1, 4, 2]
-    assert agreement_with_rubric(Annotator("exact"), mixed_tasks(40)) == 1.0
+    assert ranks(task(PASSWORD, GOOD, NO_FIX, RUDE), EXACT) == [3, 1, 4, 2]
+    assert agreement_with_rubric(EXACT, mixed_tasks(40)) == 1.0
 
 
 def test_equal_scores_and_equal_texts_are_ties_and_ranks_are_dense():
     other = GOOD.replace("i am sorry.", "thank you.")
-    assert ranks(task(GOOD, other, PASSWORD), Annotator("exact")) == [1, 1, 2]
+    assert ranks(task(GOOD, other, PASSWORD), EXACT) == [1, 1, 2]
     for annotator in ANNOTATORS:
         for number in range(30):
             first, _, third = ranks(task(PASSWORD, GOOD, PASSWORD, id=f"t{number}"), annotator)
@@ -133,7 +136,7 @@ def test_one_likes_long_replies():
     # 28 words of filler: 0.05 * 2.8 = 0.14 more, and the rubric's 0.15 for rambling less.
     much = GOOD + " our shop has been here very long. many people are happy with us." * 2
     exact = Annotator("exact", length_bias=0.05, tie_threshold=0.0)
-    assert ranks(task(GOOD, much), Annotator("exact")) == [1, 2]
+    assert ranks(task(GOOD, much), EXACT) == [1, 2]
     assert ranks(task(GOOD, much), dataclasses.replace(exact, length_bias=0.2)) == [2, 1]
     assert named("ben").length_bias > 0
 
@@ -145,4 +148,4 @@ def test_one_forgives_rudeness_and_is_strict_on_passwords():
 
 def test_prompts_without_columns_are_read():
     bare = dataclasses.replace(PROMPT, meta={})
-    assert ranks(task(NO_FIX, GOOD, prompt=bare), Annotator("exact")) == [2, 1]
+    assert ranks(task(NO_FIX, GOOD, prompt=bare), EXACT) == [2, 1]

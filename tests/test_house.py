@@ -10,12 +10,13 @@ ROOT = Path(__file__).parents[1]
 
 # Top row first. A module imports from rows below its own, or from its own room.
 ROWS = [
-    ["rlhf.cli", "rlhf.__main__"],
+    ["rlhf.__main__"],
+    ["rlhf.cli"],
     ["rlhf.demo"],
     ["rlhf.loop"],
     [
-        "rlhf.pretrain", "rlhf.sft", "rlhf.sample", "rlhf.dpo", "rlhf.compare", "rlhf.serve", "rlhf.chat",
-        "reward_model", "labeling_app",
+        "rlhf.data.prepare", "rlhf.pretrain", "rlhf.sft", "rlhf.sample", "rlhf.dpo", "rlhf.compare", "rlhf.serve",
+        "rlhf.chat", "reward_model", "labeling_app",
     ],
     ["rlhf.likelihood", "rlhf.training", "rlhf.streaming"],
     ["rlhf.generate"],

@@ -27,7 +27,8 @@ class Annotator:
         strict_on_passwords: taken off, past the rubric's points, where a password is asked for.
         position_bias: added to the response shown first, falling evenly to 0 for the last.
         careless: probability of ranking a task at random, after a glance.
-        tie_threshold: responses whose utilities are at most so far apart are ties.
+        tie_threshold: responses whose utilities are at most so far apart are ties; about what noise alone puts
+            between two equal ones, so that who sees no difference says so.
         words_per_second: reading speed.
     """
 
@@ -38,7 +39,7 @@ class Annotator:
     strict_on_passwords: float = 0.0
     position_bias: float = 0.0
     careless: float = 0.0
-    tie_threshold: float = 0.03
+    tie_threshold: float = 0.08
     words_per_second: float = 4.0
 
 
@@ -46,7 +47,7 @@ ANNOTATORS = (
     Annotator("ada", noise=0.03),
     Annotator("ben", noise=0.05, length_bias=0.05),
     Annotator("cleo", noise=0.05, forgives_rudeness=1.0, strict_on_passwords=0.3),
-    Annotator("dev", noise=0.05, position_bias=0.15, tie_threshold=0.05),
+    Annotator("dev", noise=0.05, position_bias=0.15),
     Annotator("eli", noise=0.05, careless=0.4, words_per_second=8.0),
 )
 
