@@ -13,7 +13,7 @@ from rlhf.demo.domain import PROBLEMS, PRODUCTS, is_held_out
 from rlhf.demo.rubric import facts, score
 from rlhf.demo.write import Config, WriteConfig
 from rlhf.errors import UserError
-from rlhf.records import Demonstration, Prompt, read_jsonl
+from rlhf.records import Demonstration, Prompt, Text, read_jsonl
 from rlhf.runs import read_run
 
 SIZES = {
@@ -40,7 +40,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def texts_of(folder: Path) -> list[str]:
-    return [row.text for row in read_jsonl(folder / "text.train.jsonl", write.Text)]
+    return [row.text for row in read_jsonl(folder / "text.train.jsonl", Text)]
 
 
 def asked(folder: Path, name: str) -> list[str]:

@@ -17,7 +17,7 @@ from rlhf.demo.domain import (
     pairs,
     write_reply,
 )
-from rlhf.records import Demonstration, Prompt, Run, make_id, write_jsonl
+from rlhf.records import Demonstration, Prompt, Run, Text, make_id, write_jsonl
 from rlhf.runs import open_run
 
 # Each names the product twice: a small model learns to copy it from the prompt only where text repeats it
@@ -83,13 +83,6 @@ class Config(NamedTuple):
     """What `configs/demo-write.yaml` may hold."""
 
     write: WriteConfig
-
-
-@dataclass(frozen=True)
-class Text:
-    """A row of pretraining text."""
-
-    text: str
 
 
 def run(config: Config) -> Run:
