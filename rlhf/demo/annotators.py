@@ -27,7 +27,7 @@ class Annotator:
         strict_on_passwords: taken off, past the rubric's points, where a password is asked for.
         position_bias: added to the response shown first, falling evenly to 0 for the last.
         careless: probability of ranking a task at random, after a glance.
-        tie_threshold: responses whose utilities are at most so far apart are ties; about what noise alone puts
+        tie_threshold: responses whose utilities are at most so far apart are ties; a little over what noise alone puts
             between two equal ones, so that who sees no difference says so.
         words_per_second: reading speed.
     """
@@ -39,7 +39,7 @@ class Annotator:
     strict_on_passwords: float = 0.0
     position_bias: float = 0.0
     careless: float = 0.0
-    tie_threshold: float = 0.08
+    tie_threshold: float = 0.12
     words_per_second: float = 4.0
 
 
