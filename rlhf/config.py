@@ -115,7 +115,7 @@ def as_dict(config: tuple) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-def _kinds(config_type: type) -> list[type]:
+def _kinds(config_type: type) -> list[Any]:
     return list(typing.get_type_hints(config_type).values())
 
 

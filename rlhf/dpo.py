@@ -76,10 +76,11 @@ class KLToReference(TrainerCallback):
 
         Every rank does the same prompts: with ZeRO-3 all must take part, and none may be left waiting.
         """
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if self.last is not None and self.last_step == trainer.state.global_step:
             return self.last
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as unwrapped:
+            model: Any = unwrapped
             policy = as_policy(model, trainer.processing_class)
             was_training = model.training
             model.eval()
