@@ -114,7 +114,7 @@ def _generate_batch(
 
 
 def sampling_options(sampling: Sampling) -> dict[str, Any]:
-    # Every option is named, because checkpoints bring their own defaults in generation_config.json.
+    """What `generate` of transformers is told; all of it, since checkpoints bring defaults of their own."""
     plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
     if sampling.temperature == 0:
         return plain | {"do_sample": False}

@@ -198,7 +198,7 @@ def _read_hub(name: str, config: str | None, split: str) -> list[Row]:
         import datasets
 
         dataset = datasets.load_dataset(name, config, split=split)
-        return [dict(row) for row in tqdm(dataset, unit=" rows", desc=name, delay=1, leave=False)]  # type: ignore
+        return [dict(row) for row in tqdm(dataset, unit=" rows", desc=name, delay=1, leave=False)]  # type: ignore  # a split names one Dataset
     except Exception as error:  # the Hub, the network and the data set's own files fail in many ways
         _refuse_hub(name, split, error)
 

@@ -36,7 +36,7 @@ class RankConfig:
 
 
 class Config(NamedTuple):
-    """What `configs/demo-rank.yaml` may hold."""
+    """What the stage `demo-rank` of the demo's recipe may hold."""
 
     rank: RankConfig
 

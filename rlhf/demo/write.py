@@ -80,7 +80,7 @@ class WriteConfig:
 
 
 class Config(NamedTuple):
-    """What `configs/demo-write.yaml` may hold."""
+    """What the stage `demo-write` of the demo's recipe may hold."""
 
     write: WriteConfig
 
