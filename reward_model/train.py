@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
-from reward_model.score import load_reward_model
 from rlhf.agreement import human_ceiling
 from rlhf.config import as_dict
 from rlhf.data.encode import CutReport, Encoder
@@ -15,6 +14,7 @@ from rlhf.intervals import mean_interval
 from rlhf.models import check_context, load_classifier, load_tokenizer
 from rlhf.records import Preference, Run, Tie, read_jsonl
 from rlhf.runs import is_main_process, open_run
+from rlhf.scoring import load_reward_model
 from rlhf.training import encode_rows, model_path, set_up, train
 
 

@@ -18,10 +18,12 @@ VERBS = {
     "export": "rankings -> preferences",
     "reward": "learn a score from preferences",
     "dpo": "train a policy on preferences",
+    "ppo": "train a policy on the scores of its own replies",
     "compare": "which policy is better, and how sure are we: one report",
     "recipe": "run the stages of a recipe one after another, resumable",
     "chat": "talk to one policy, or to two side by side, in the browser",
     "serve": "an OpenAI-compatible server on a policy",
+    "doctor": "what a PPO run's figures say about its health, and what to change",
     "configs": "list the configs that come with rlhf, or copy them here",
 }
 
@@ -33,6 +35,7 @@ NEXT = {
     "sample": "rlhf export --tasks {out}/tasks.jsonl --rankings RANKINGS.jsonl   (once people have ranked them)",
     "export": "rlhf reward --preferences {out}/preferences.train.jsonl --model_name_or_path SFT_RUN",
     "reward": "rlhf dpo --preferences PREFERENCES.jsonl --model_name_or_path SFT_RUN",
+    "ppo": "rlhf compare --policies SFT_RUN DPO_RUN {out} --prompts PROMPTS.jsonl --reward_model REWARD_RUN",
     "dpo": "rlhf compare --policies SFT_RUN {out} --prompts PROMPTS.jsonl --reward_model REWARD_RUN",
     "compare": "open {out}/report.html",
 }
@@ -73,6 +76,8 @@ def _dispatch(argv: list[str]) -> None:
         raise UserError(f"unknown verb `{verb}`{nearest(verb, list(VERBS))}; `rlhf --help` lists them")
     if verb == "configs":
         _configs(rest)
+    elif verb == "doctor":
+        _doctor(rest)
     elif verb == "demo":
         _demo(rest)
     elif verb == "recipe":
@@ -155,6 +160,16 @@ def _talk(verb: str, argv: list[str]) -> None:
     default = f"configs/{verb}.yaml"
     flags = ["--policies", *runs] if runs else []
     module.run(parse(module.Config, [*flags, *argv], default if packaged(default).is_file() else None))
+
+
+def _doctor(argv: list[str]) -> None:
+    from rich.console import Console
+
+    from rlhf.ppo.diagnostics import examine, table
+
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("doctor: give one run folder, as in `rlhf doctor runs/ppo`")
+    Console().print(table(examine(argv[0])))
 
 
 def _configs(argv: list[str]) -> None:

@@ -1,9 +1,11 @@
 """One flat YAML per verb, overridden by flags; every mistake is one line that names the mend."""
 
 import dataclasses
+import importlib
 import json
 import re
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -113,6 +115,15 @@ def as_dict(config: tuple) -> dict[str, Any]:
         plain = part.to_dict() if hasattr(part, "to_dict") else dataclasses.asdict(part)
         values.update(plain)
     return json.loads(json.dumps(values, default=str))
+
+
+def load_function(name: str, key: str) -> Callable[..., Any]:
+    """The callable that `module:function` names; `key` is the setting that named it, for the UserError."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}: `{name}` cannot be loaded ({error}); name a callable as module:function") from None
 
 
 def _kinds(config_type: type) -> list[Any]:

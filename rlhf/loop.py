@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import as_dict, from_values, packaged, read_yaml
+from rlhf.config import as_dict, from_values, load_function, packaged, read_yaml
 from rlhf.errors import UserError, nearest
 from rlhf.records import RewardFunction, Run
-from rlhf.runs import check_output_dir, read_run
+from rlhf.runs import check_output_dir, is_main_process, read_run
 
 # Verb: its module. Each has `Config` and `run(config)`.
 STAGES = {
@@ -19,6 +19,7 @@ STAGES = {
     "export": "labeling_app.export",
     "reward": "reward_model.train",
     "dpo": "rlhf.dpo",
+    "ppo": "rlhf.ppo.run",
     "compare": "rlhf.compare.run",
 }
 
@@ -27,7 +28,7 @@ def run_stage(verb: str, config: tuple[Any, ...], modules: dict[str, str] | None
     """Run one stage, and hand `compare` its judges: the one thing that a stage needs of another."""
     module = importlib.import_module((modules or STAGES)[verb])
     part = next(part for part in config if hasattr(part, "output_dir"))
-    if part.output_dir is not None:
+    if part.output_dir is not None and is_main_process():  # other ranks may look when this one has begun to write
         check_output_dir(part.output_dir, any(getattr(part, "resume", False) for part in config))
     if verb == "compare":
         return module.run(config, judges(config[0]))
@@ -38,11 +39,11 @@ def judges(settings: Any) -> dict[str, RewardFunction]:
     """The judges that compare's settings name: a reward model's folder, a gold `module:function`."""
     found: dict[str, RewardFunction] = {}
     if settings.reward_model:
-        from reward_model.score import load_reward_model
+        from rlhf.scoring import load_reward_model
 
         found["reward_model"] = load_reward_model(settings.reward_model, batch_size=settings.batch_size)
     if settings.gold:
-        found["gold"] = _function(settings.gold)
+        found["gold"] = load_function(settings.gold, "gold")
     return found
 
 
@@ -123,12 +124,3 @@ def _placed(value: Any, earlier: list[str], root: Path) -> Any:
         return value
     name, equals, place = value.rpartition("=")  # compare's `name=path`
     return f"{name}{equals}{root / place}" if place.split("/")[0] in earlier else value
-
-
-def _function(name: str) -> RewardFunction:
-    """A callable named as `module:function`."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"gold: `{name}` cannot be loaded ({error}); name a callable as module:function") from None

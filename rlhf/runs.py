@@ -58,6 +58,13 @@ class RunFolder:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as out:
                 out.write(json.dumps(metrics, default=float) + "\n")
 
+    def rewind(self, step: int) -> None:
+        """Drop the rows of metrics.jsonl after a step: a run that goes on from there writes them again."""
+        path = self.path / "metrics.jsonl"
+        if is_main_process() and path.is_file():
+            rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+            write_whole(path, [f"{row}\n" for row in rows if json.loads(row).get("step", 0) <= step])
+
     def finish(self, **metrics: Any) -> Run:
         """Record the metrics and mark the run as finished; the last thing a stage does."""
         started = datetime.fromisoformat(self.run.started) if self.run.started else datetime.now(UTC)
@@ -165,7 +172,7 @@ def _claim(folder: Path, run: Run, resume: bool) -> bool:
     check_output_dir(folder, resume)
     if not folder.exists():
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # another rank may just have made it
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --output_dir") from None
         return True

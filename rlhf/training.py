@@ -48,7 +48,13 @@ class RunLog(TrainerCallback):
 class Progress(ProgressCallback):
     """Trainer's bar with rate and time left, its newest figures behind it instead of on lines of their own."""
 
-    _SHOWN: ClassVar = {"loss": "loss", "kl": "kl", "rewards/accuracies": "accuracy", "accuracy": "accuracy"}
+    _SHOWN: ClassVar = {
+        "loss": "loss",
+        "score": "score",
+        "kl": "kl",
+        "rewards/accuracies": "accuracy",
+        "accuracy": "accuracy",
+    }
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         figures = {name: (logs or {})[key] for key, name in self._SHOWN.items() if key in (logs or {})}
@@ -63,6 +69,8 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     """
     drop_torn_checkpoints(folder.path)
     last = get_last_checkpoint(str(folder.path)) if resume else None
+    if resume:
+        folder.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
     trainer.add_callback(RunLog(folder))
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(Progress())
@@ -137,6 +145,11 @@ def set_up(arguments: Any) -> None:
     if arguments.output_dir in (None, "trainer_output"):
         raise UserError("output_dir: is not set; name the run's folder, as in --output_dir runs/sft")
     arguments.resume_from_checkpoint = None
+    if arguments.deepspeed:
+        import deepspeed
+
+        # ZeRO-3 cuts up weights while they load, and must know by then how many ranks there are.
+        deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 
 
 def encode_rows(

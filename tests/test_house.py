@@ -15,10 +15,10 @@ ROWS = [
     ["rlhf.demo"],
     ["rlhf.loop"],
     [
-        "rlhf.data.prepare", "rlhf.pretrain", "rlhf.sft", "rlhf.sample", "rlhf.dpo", "rlhf.compare", "rlhf.serve",
-        "rlhf.chat", "reward_model", "labeling_app",
+        "rlhf.data.prepare", "rlhf.pretrain", "rlhf.sft", "rlhf.sample", "rlhf.dpo", "rlhf.ppo", "rlhf.compare",
+        "rlhf.serve", "rlhf.chat", "reward_model", "labeling_app",
     ],
-    ["rlhf.likelihood", "rlhf.training", "rlhf.streaming"],
+    ["rlhf.likelihood", "rlhf.scoring", "rlhf.training", "rlhf.streaming"],
     ["rlhf.generate"],
     ["rlhf.models"],
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports"],

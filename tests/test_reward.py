@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from reward_model.score import load_reward_model
 from reward_model.train import evaluate
 from rlhf.errors import UserError
 from rlhf.records import Preference, write_jsonl
+from rlhf.scoring import load_reward_model
 from tests import stages
 
 
@@ -64,7 +64,7 @@ def test_the_score_is_read_at_the_end_of_turn_even_where_pad_was_eos(tmp_path: P
     assert model.config.pad_token_id == tokenizer.pad_token_id
     ids = tokenizer("Thank you<|im_end|>", add_special_tokens=False)["input_ids"]
     hidden = model.model(torch.tensor([ids])).last_hidden_state[0, -1]
-    from reward_model.score import RewardModel
+    from rlhf.scoring import RewardModel
 
     score = RewardModel(model, tokenizer, 64).score_ids([ids, ids * 3])[0]
     assert score == pytest.approx(model.score(hidden).item(), abs=1e-5)

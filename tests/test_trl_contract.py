@@ -37,8 +37,8 @@ def test_the_reward_loss_is_bradley_terry(tmp_path: Path, policy_folder: Path) -
     import json
     import math
 
-    from reward_model.score import load_reward_model
     from rlhf.records import Preference, read_jsonl
+    from rlhf.scoring import load_reward_model
     from tests import stages
 
     data = stages.preferences(tmp_path / "p.jsonl", 4)

@@ -1,0 +1,274 @@
+"""The trained pair of policy and value model, and the log-probabilities of tokens without whole logits."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rlhf.errors import UserError
+
+# Logits held at a time: more are computed in pieces, and once again in the backward pass.
+MAX_LOGITS = 2**24
+VALUE_ADAPTER = "value"
+
+
+class PolicyAndValue(nn.Module):
+    """Policy and value model as one module, so that one optimizer, one DDP or one DeepSpeed engine holds both.
+
+    Args:
+        policy: a causal language model, a PEFT one included.
+        kind: `separate` (its own weights), `shared` (a head on the policy's trunk) or `adapter` (a
+            second LoRA, named `value`, on the policy's weights).
+        value_model: a sequence classifier with one label, for `separate`.
+    """
+
+    def __init__(self, policy: Any, kind: str, value_model: Any = None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.kind = kind
+        self.value_model = value_model
+        self.value_head: nn.Linear | None = None
+        if kind != "separate":
+            embedding = policy.get_input_embeddings().weight
+            self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1, bias=False)
+            nn.init.zeros_(self.value_head.weight)  # the first values are 0, and so is their noise
+            self.value_head.to(device=embedding.device, dtype=torch.float32)
+
+    @property
+    def config(self) -> Any:
+        """The policy's config: what Trainer and DeepSpeed ask sizes of."""
+        return self.policy.config
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return bool(self.policy.is_gradient_checkpointing)
+
+    def forward(
+        self, input_ids: Tensor, keep: Tensor, temperature: float, detach_value: bool = False, entropy: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability of each kept token, the value of the state before it, and the entropy there.
+
+        All `(tokens,)` float32; the entropy, in nats, is empty unless asked for.
+
+        Args:
+            input_ids: `(batch, time)`, padded on the right: causal attention then needs no mask.
+            keep: `(batch, time - 1)`, true where the next token is one of the reply's.
+            temperature: the logits are divided by it.
+            detach_value: keep the value loss out of the policy's trunk.
+            entropy: whether to compute it.
+        """
+        hidden, logits = kept_hidden(self.policy, input_ids, keep), logits_of(self.policy)
+        logps = token_logps(logits, hidden, input_ids[:, 1:][keep], temperature)
+        spread = token_entropy(logits, hidden, temperature) if entropy else logps.new_zeros(0)
+        if self.kind == "separate":
+            hidden = kept_hidden(self.value_model, input_ids, keep)
+            return logps, score_head(self.value_model)(hidden).squeeze(-1).float(), spread
+        if self.kind == "adapter":
+            with _adapter(self.policy, VALUE_ADAPTER):
+                hidden = kept_hidden(self.policy, input_ids, keep)
+        elif detach_value:
+            hidden = hidden.detach()
+        assert self.value_head is not None
+        return logps, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float(), spread
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass, in both models."""
+        if self.kind == "adapter":
+            raise UserError(
+                "gradient_checkpointing: recomputes under the wrong adapter with value_model_kind adapter; "
+                "set --gradient_checkpointing false, or --value_model_kind shared"
+            )
+        for model in (self.policy, self.value_model):
+            if model is not None:
+                model.gradient_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations."""
+        for model in (self.policy, self.value_model):
+            if model is not None:
+                model.gradient_checkpointing_disable()
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """The weights that only the value has: they may have a learning rate of their own."""
+        if self.kind == "separate":
+            return list(self.value_model.parameters())
+        assert self.value_head is not None
+        found = list(self.value_head.parameters())
+        if self.kind == "adapter":
+            found += [p for name, p in self.policy.named_parameters() if f".{VALUE_ADAPTER}." in name]
+        return found
+
+
+def causal(policy: Any) -> Any:
+    """The causal language model itself, inside a PEFT wrapper too; adapters stay on."""
+    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
+
+
+def trunk(model: Any) -> Any:
+    """What turns ids into hidden states, without its head."""
+    return causal(model).base_model
+
+
+def score_head(classifier: Any) -> Any:
+    """The last layer of a sequence classifier."""
+    model = causal(classifier)
+    head = getattr(model, "score", None) or getattr(model, "classifier", None)
+    if not isinstance(head, nn.Module):
+        raise UserError(f"value model: {type(model).__name__} has no `score` layer; use --value_model_kind shared")
+    return head
+
+
+def kept_hidden(model: Any, input_ids: Tensor, keep: Tensor) -> Tensor:
+    """The last hidden states that predict the kept tokens, `(tokens, hidden)`."""
+    hidden = trunk(model)(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden[:, :-1][keep]
+
+
+def logits_of(policy: Any) -> Callable[[Tensor], Tensor]:
+    """From hidden states to logits as the model itself makes them: its last layer, and its scaling or cap."""
+    model = causal(policy)
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    times = getattr(config, "logit_scale", None)  # Cohere
+    over = getattr(config, "logits_scaling", None)  # Granite
+    if config.model_type == "hyperclovax":
+        times, over = over, None
+
+    def logits(hidden: Tensor) -> Tensor:
+        out = head(hidden)
+        out = out * times if times else out
+        out = out / over if over else out
+        return torch.tanh(out / cap) * cap if cap else out
+
+    return logits
+
+
+def token_logps(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits(hidden)/temperature) at the targets, `(tokens,)`, float32.
+
+    Never more than MAX_LOGITS logits at a time: longer inputs go in pieces, whose logits are made
+    again in the backward pass instead of kept.
+    """
+
+    def piece(hidden: Tensor, targets: Tensor) -> Tensor:
+        scaled = logits(hidden).float() / temperature
+        return -nn.functional.cross_entropy(scaled, targets, reduction="none")
+
+    size = max(1, MAX_LOGITS // _vocabulary(logits, hidden))
+    if len(hidden) <= size:
+        return piece(hidden, targets)
+    pieces = zip(hidden.split(size), targets.split(size), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([piece(h, t) for h, t in pieces])
+    return torch.cat([checkpoint(piece, h, t, use_reentrant=False) for h, t in pieces])  # type: ignore[misc]
+
+
+def token_entropy(logits: Callable[[Tensor], Tensor], hidden: Tensor, temperature: float) -> Tensor:
+    """The entropy of each token's distribution in nats, `(tokens,)`."""
+    size = max(1, MAX_LOGITS // _vocabulary(logits, hidden))
+    return torch.cat([_entropy(logits(part).float() / temperature) for part in hidden.split(size)])
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    logps = torch.log_softmax(logits, dim=-1)
+    return -(logps.exp() * logps).sum(-1)
+
+
+def _vocabulary(logits: Callable[[Tensor], Tensor], hidden: Tensor) -> int:
+    with torch.no_grad():
+        return logits(hidden[:1]).shape[-1] if len(hidden) else 1
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: the same tokens must have the same log-probability at each look."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():  # attention layers keep theirs as a number
+            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+class Reference:
+    """The policy as it was at the start, frozen.
+
+    Args:
+        kind: `copy`, `offload` (in host memory, on the device only while used) or `adapter_off` (the
+            policy without its LoRA: no memory at all).
+        policy: the policy; `copy` and `offload` copy it unless `model` is given.
+        model: a causal language model to be the reference.
+    """
+
+    def __init__(self, kind: str, policy: Any, model: Any = None) -> None:
+        if kind == "adapter_off" and not hasattr(policy, "peft_config"):
+            raise UserError("reference: adapter_off needs LoRA (--use_peft true); set --reference copy")
+        self.kind = kind
+        self.policy = policy
+        self.model = None
+        if kind != "adapter_off":
+            self.model = model if model is not None else copy.deepcopy(policy)
+            self.model.requires_grad_(False).eval()
+
+    def follow(self, policy: Any, decay: float) -> None:
+        """Move the reference towards the policy: ref <- decay ref + (1 - decay) policy (Ramé et al. 2024, WARP)."""
+        assert self.model is not None
+        with torch.no_grad():
+            for mine, theirs in zip(self.model.parameters(), policy.parameters(), strict=True):
+                mine.lerp_(theirs.to(mine.device, mine.dtype), 1 - decay)
+
+    @contextmanager
+    def active(self, device: Any) -> Iterator[Any]:
+        """The reference, ready for a forward pass on `device`, whole under ZeRO-3 too."""
+        if self.model is None:
+            trainable = [p for p in self.policy.parameters() if p.requires_grad]
+            try:
+                with self.policy.disable_adapter():
+                    yield self.policy
+            finally:
+                for parameter in trainable:  # PEFT freezes all adapters but the active one as it switches back
+                    parameter.requires_grad_(True)
+            return
+        self.model.to(device)
+        with whole(self.model):
+            yield self.model
+        if self.kind == "offload":
+            self.model.to("cpu")
+
+
+@contextmanager
+def whole(model: nn.Module, written: bool = False) -> Iterator[None]:
+    """Gather the parameters of a model that ZeRO-3 has cut up; nothing to do for others.
+
+    What is `written` to them meanwhile, the same on every rank, stays.
+    """
+    parameters = [p for p in model.parameters() if hasattr(p, "ds_id")]
+    if not parameters:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if written else None):
+        yield
+
+
+@contextmanager
+def _adapter(policy: Any, name: str) -> Iterator[None]:
+    """Switch a PEFT model to another adapter, and back; every adapter keeps learning."""
+    before = policy.active_adapter
+    trainable = [p for p in policy.parameters() if p.requires_grad]
+    try:
+        _switch(policy, name, trainable)
+        yield
+    finally:
+        _switch(policy, before, trainable)
+
+
+def _switch(policy: Any, name: str, trainable: list[nn.Parameter]) -> None:
+    policy.set_adapter(name)
+    for parameter in trainable:  # PEFT freezes the adapters that it switches off
+        parameter.requires_grad_(True)
