@@ -87,7 +87,7 @@ def test_library_errors_become_one_line(tmp_path: Path) -> None:
         parse(SFT, ["--config", str(tmp_path / "c.yaml")])
 
 
-@pytest.mark.parametrize("verb", ["prepare", "pretrain", "sft", "sample", "export", "reward", "dpo", "compare"])
+@pytest.mark.parametrize("verb", ["prepare", "pretrain", "sft", "sample", "export", "reward", "dpo", "ppo", "compare"])
 def test_every_verb_has_a_config_that_parses(verb: str) -> None:
     import importlib
 

@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sample": {"num_prompts": 12, "max_new_tokens": 8},
     "reward": {"max_steps": 2},
     "dpo": {"max_steps": 2, "num_kl_prompts": 4, "max_new_tokens": 8},
+    "ppo": {"max_steps": 1, "per_device_train_batch_size": 8, "max_new_tokens": 8},
     "compare": {"num_prompts": 8, "max_new_tokens": 8, "num_bootstrap": 200},
 }
 

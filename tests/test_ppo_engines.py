@@ -286,7 +286,7 @@ def test_the_settings_reach_the_engine(tmp_path: Any) -> None:
         output_dir=str(tmp_path), max_new_tokens=3, temperature=0.5, generation_batch_size=2, use_cpu=True, bf16=False
     )
     policy = tiny("llama")
-    made = make_engine(args, STOPS)
+    made = make_engine(args, STOPS, None, None, None, 64)
     assert made.logps is None
     found = made.generate(policy, PROMPTS, UNIFORMS)
     assert found == engine(batch_size=2, length=3, temperature=0.5).generate(policy, PROMPTS, UNIFORMS)

@@ -17,7 +17,8 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_classifier, load_tokenizer
-from rlhf.ppo.rewards import HTTPReward, Reward, RewardError, combine, load_rewards, score, text_reward
+from rlhf.ppo.endpoint import HTTPReward, RewardError
+from rlhf.ppo.rewards import Reward, combine, load_rewards, score, text_reward
 from rlhf.scoring import load_reward_model
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("Hello", "What time does the shop close?", "Thank you")]

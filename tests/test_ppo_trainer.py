@@ -340,6 +340,7 @@ def test_a_nan_skips_the_step_and_three_in_a_row_end_the_run(policy_folder: Path
             {"peft_config": cases.lora(), "ref_ema_decay": 0.5, "ref_model": "x", "reference": "copy"},
             "a LoRA policy has not",
         ),
+        ({"engine": "vllm_colocate"}, r"engine: vllm_colocate needs vllm \(pip install"),
         ({"value_model_kind": "shared", "value_model": "x"}, "value_model: shared has none of its own"),
     ],
 )

@@ -36,7 +36,7 @@ def run(config: Config, announce: Callable[[str, int, int, Run | None], None] = 
     root = Path(settings.output_dir or f"runs/demo-{settings.seed}")
     if settings.fresh and (root / "demo-write" / "run.json").is_file():
         shutil.rmtree(root)
-    seeded = ["demo-write", "pretrain", "sft", "sample", "demo-rank", "export", "reward", "dpo", "compare"]
+    seeded = ["demo-write", "pretrain", "sft", "sample", "demo-rank", "export", "reward", "dpo", "ppo", "compare"]
     seeds: dict[str, dict[str, Any]] = {name: {"seed": settings.seed} for name in seeded}
     runs = run_recipe(RECIPE, str(root), seeds, STAGES | DEMO_STAGES, announce)
     show(runs, root)

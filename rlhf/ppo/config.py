@@ -48,6 +48,21 @@ class PPOConfig(TrainingArguments):
         default=2.0, metadata={"help": "Cap of the importance weights that correct an engine's arithmetic."}
     )
 
+    vllm_server_base_url: str = field(default="http://localhost:8000", metadata={"help": "vllm_server: its address."})
+    vllm_server_timeout: float = field(
+        default=240.0, metadata={"help": "vllm_server: seconds to wait for it to be up."}
+    )
+    vllm_group_port: int = field(default=51216, metadata={"help": "vllm_server: port over which weights are sent."})
+    vllm_gpu_memory_utilization: float = field(
+        default=0.3, metadata={"help": "vllm_colocate: share of each GPU's memory that vLLM takes."}
+    )
+    vllm_tensor_parallel_size: int = field(
+        default=1, metadata={"help": "vllm_colocate: GPUs that share one copy of the policy."}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "vllm_colocate: free its memory during updates; each round sends the weights."}
+    )
+
     # Scores.
     reward_weights: list[float] | None = field(default=None, metadata={"help": "One a reward function; default 1."})
     reward_ensemble: str = field(
@@ -81,8 +96,9 @@ class PPOConfig(TrainingArguments):
     # Updates.
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over a round's episodes."})
     num_mini_batches: int = field(default=4, metadata={"help": "Optimizer steps a pass."})
-    micro_batch_tokens: int = field(
-        default=4096, metadata={"help": "Tokens, padding included, that go through a model at a time."}
+    micro_batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Tokens, padding included, that go through a model at a time; 1024 on a CPU, else 16384."},
     )
     cliprange: float = field(default=0.2, metadata={"help": "Of the probability ratio."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Of the value's move from the old one."})
@@ -117,12 +133,20 @@ class PPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.micro_batch_tokens is None:
+            self.micro_batch_tokens = 1024 if self.device.type == "cpu" else 16_384
         for key, choices in _CHOICES.items():
             value = getattr(self, key)
             if value is not None and value not in choices:
                 raise UserError(f"{key}: `{value}` is not one of {', '.join(choices)}")
         positive = ["max_new_tokens", "temperature", "generation_batch_size", "num_ppo_epochs", "num_mini_batches"]
         positive += ["micro_batch_tokens", "cliprange", "cliprange_value", "kl_horizon", "reward_timeout"]
+        positive += [
+            "vllm_server_timeout",
+            "vllm_group_port",
+            "vllm_gpu_memory_utilization",
+            "vllm_tensor_parallel_size",
+        ]
         positive += ["log_ratio_clamp", "importance_cap", "max_skipped_steps", "guard_patience"]
         positive += [key for key in _POSITIVE_WHERE_SET if getattr(self, key) is not None]
         for key in positive:

@@ -15,6 +15,7 @@ class Engine(Protocol):
     """What a rollout engine is."""
 
     logps: list[list[float]] | None  # of the last replies' tokens, where the engine is not the trained model itself
+    own_weights: bool  # it has a copy, and is asked before ZeRO-3's policy is gathered
 
     def generate(self, policy: Any, prompts: list[list[int]], uniforms: Tensor) -> list[list[int]]:
         """One reply a prompt: ids up to the end-of-turn token, that included where there is one.
@@ -37,6 +38,7 @@ class HFEngine:
     """
 
     logps: list[list[float]] | None = None
+    own_weights = False
 
     def __init__(self, stop_ids: set[int], max_new_tokens: int, temperature: float, batch_size: int) -> None:
         self.stop_ids = sorted(stop_ids)
@@ -152,6 +154,29 @@ def rollout_cache(config: Any, capacity: int) -> DynamicCache:
     return cache
 
 
-def make_engine(args: PPOConfig, stop_ids: set[int]) -> Engine:
+def make_engine(
+    args: PPOConfig, stop_ids: set[int], policy: Any, accelerator: Any, tokenizer: Any, max_length: int
+) -> Engine:
     """The engine that the settings name."""
-    return HFEngine(stop_ids, args.max_new_tokens, args.temperature, args.generation_batch_size)
+    if args.engine == "hf":
+        return HFEngine(stop_ids, args.max_new_tokens, args.temperature, args.generation_batch_size)
+    from rlhf.ppo.vllm_engine import VLLMEngine
+
+    if args.engine == "vllm_server":
+        settings: dict[str, Any] = {
+            "server_base_url": args.vllm_server_base_url,
+            "server_timeout": args.vllm_server_timeout,
+            "group_port": args.vllm_group_port,
+        }
+    else:
+        settings = {
+            "tensor_parallel_size": args.vllm_tensor_parallel_size,
+            "gpu_memory_utilization": args.vllm_gpu_memory_utilization,
+            "max_model_length": max_length,
+            "max_num_seqs": args.generation_batch_size * args.vllm_tensor_parallel_size,
+            "enable_sleep_mode": args.vllm_enable_sleep_mode,
+            "trust_remote_code": args.trust_remote_code,
+        }
+    return VLLMEngine(
+        args.engine, policy, accelerator, tokenizer, stop_ids, args.max_new_tokens, args.temperature, **settings
+    )

@@ -17,14 +17,16 @@ from rlhf.ppo import losses
 from rlhf.ppo.build import build_models
 from rlhf.ppo.checkpoint import Checkpoints
 from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.endpoint import RewardError
 from rlhf.ppo.engines import Engine, make_engine
 from rlhf.ppo.guard import Guard
 from rlhf.ppo.networks import kept_hidden, logits_of, token_logps
-from rlhf.ppo.rewards import RewardError, combine, load_rewards, score
+from rlhf.ppo.rewards import combine, load_rewards, score
 from rlhf.ppo.rollout import Batch, Episode, micro_batches, pack, padded, reply_mask, seeded
 from rlhf.ppo.selfcheck import check_architecture
 from rlhf.ppo.state import MovingAverage, PPOState
 from rlhf.ppo.update import Updates
+from rlhf.ppo.vllm_engine import require_vllm
 
 Row = dict[str, Any]
 
@@ -91,7 +93,9 @@ class PPOTrainer(Updates, Checkpoints, Trainer):
         self.stop_ids = set(stop_ids(policy)) | {tokenizer.eos_token_id}
         self.encoder = Encoder(tokenizer, sorted(self.stop_ids)) if tokenizer.chat_template else None
         self.prompt_room = _prompt_room(args, policy)
-        self.engine: Engine = make_engine(args, self.stop_ids)
+        self.engine: Engine = make_engine(
+            args, self.stop_ids, networks.policy, self.accelerator, tokenizer, self.prompt_room + args.max_new_tokens
+        )
         self.ppo = PPOState.start(args)
         self._checked = False
         self.average = MovingAverage(networks.policy, args.ema_decay) if args.ema_decay is not None else None
@@ -158,13 +162,16 @@ class PPOTrainer(Updates, Checkpoints, Trainer):
         first, num_ranks = self.accelerator.process_index * len(rows), self.accelerator.num_processes
         generator = seeded(self.args.seed, purpose, step)
         uniforms = torch.rand(len(rows) * num_ranks, self.args.max_new_tokens, generator=generator)
+        mine = uniforms[first : first + len(rows)]
+        engine, own = self.engine, self.engine.own_weights
+        replies = engine.generate(self.model.policy, prompts, mine) if own else []
         with (
             torch.no_grad(),
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
             self.accelerator.autocast(),
         ):
             networks: Any = unwrapped
-            replies = self.engine.generate(networks.policy, prompts, uniforms[first : first + len(rows)])
+            replies = replies if own else engine.generate(networks.policy, prompts, mine)
             episodes = [
                 Episode(prompt, ids, ids[-1] in self.stop_ids, self._text(ids))
                 for prompt, ids in zip(prompts, replies, strict=True)
@@ -172,7 +179,7 @@ class PPOTrainer(Updates, Checkpoints, Trainer):
             seconds["seconds/rollout"] = clock.lap()
             self._weigh(networks, episodes)
             if not self._checked and self.args.engine == "hf":
-                check_architecture(networks.policy, episodes, uniforms[first:], self.args.temperature)
+                check_architecture(networks.policy, episodes, mine, self.args.temperature)
                 self._checked = True
         if self.engine.logps is not None:
             for episode, logps in zip(episodes, self.engine.logps, strict=True):
@@ -185,7 +192,7 @@ class PPOTrainer(Updates, Checkpoints, Trainer):
     def _weigh(self, networks: Any, episodes: list[Episode]) -> None:
         """Log-probabilities under policy and reference, values and entropy, on each episode's tokens."""
         lengths = [episode.length for episode in episodes]
-        groups = micro_batches(lengths, list(range(len(episodes))), self.args.micro_batch_tokens)
+        groups = micro_batches(lengths, list(range(len(episodes))), self.args.micro_batch_tokens or 1)
         batches = [(group, *pack([episodes[row] for row in group], self.args.device)) for group in groups]
         for group, input_ids, keep in batches:
             figures = networks(input_ids, keep, self.args.temperature, entropy=True)
@@ -373,6 +380,8 @@ def _prompt_room(args: PPOConfig, policy: Any) -> int:
 
 def _check(args: PPOConfig, train_dataset: Any, eval_dataset: Any, gold_func: Any, sft_dataset: Any) -> None:
     """Raise UserError for settings that miss what they need."""
+    if args.engine != "hf":
+        require_vllm(args.engine)
     needed = args.per_device_train_batch_size * args.world_size
     if len(train_dataset) < needed:
         raise UserError(

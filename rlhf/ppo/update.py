@@ -66,7 +66,9 @@ class Updates(Trainer):
         args, device = self.args, self.args.device
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         lengths = [episode.length for episode in batch.episodes]
-        dealt = [micro_batches(lengths, share, args.micro_batch_tokens) for share in shares(lengths, rows, num_ranks)]
+        dealt = [
+            micro_batches(lengths, share, args.micro_batch_tokens or 1) for share in shares(lengths, rows, num_ranks)
+        ]
         # ZeRO and DDP share gradients in backward passes: each rank makes as many, the surplus ones of weight 0.
         groups = dealt[rank] + [rows[:1]] * (max(map(len, dealt)) - len(dealt[rank]))
         num_tokens = int(batch.mask[rows].sum())
