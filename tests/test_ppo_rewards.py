@@ -431,7 +431,7 @@ def test_a_flaky_endpoint_is_tried_again(serve: Callable[..., Server], status: i
 
 def test_the_wait_doubles_between_tries(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("rlhf.ppo.rewards.time.sleep", waits.append)
+    monkeypatch.setattr("rlhf.ppo.endpoint.time.sleep", waits.append)
     server = serve(lambda *_: (500, {}))
     with pytest.raises(RewardError):
         HTTPReward(server.url, num_retries=4, backoff=0.5)(PROMPTS, COMPLETIONS)
