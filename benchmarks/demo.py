@@ -50,26 +50,28 @@ def measure(seed: int, folder: str) -> dict[str, Any]:
         "accuracy": reward["accuracy"],
         "longer_wins": reward["longer_wins"],
         "human_ceiling": reward["human_ceiling"],
-        "win_rate": report["policies"]["dpo"]["win_rate"],
-        "gold": {name: policy["gold"] for name, policy in report["policies"].items()},
-        "kl": report["policies"]["dpo"]["kl"],
-        "finished": report["policies"]["dpo"]["finished"],
+        "policies": report["policies"],
+        "pairs": report["pairs"],
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
-    lines = [
-        "| seed | DPO beats SFT, gold | gold SFT | gold DPO | KL, nats | reward accuracy | longer wins | human ceiling "
-        "| seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    """The rows in Markdown: the reward models, then the policies."""
+    lines = ["| seed | reward accuracy | longer wins | human ceiling | seconds |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        figures = [row["win_rate"], row["gold"]["sft"], row["gold"]["dpo"], row["kl"], row["accuracy"]]
-        figures += [row["longer_wins"], row["human_ceiling"]]
-        cells = [f"{f['mean']:.2f} ({f['low']:.2f} to {f['high']:.2f})" for f in figures]
+        cells = [_figure(row[key]) for key in ("accuracy", "longer_wins", "human_ceiling")]
         lines.append(f"| {row['seed']} | {' | '.join(cells)} | {sum(row['seconds'].values()):.0f} |")
+    lines += ["", "| seed | policy | beats SFT, gold | gold | reward model's score | KL, nats | replies that end |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        for name, policy in row["policies"].items():
+            cells = [_figure(policy[key]) for key in ("win_rate", "gold", "score", "kl", "finished")]
+            lines.append(f"| {row['seed']} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _figure(value: dict[str, float] | None) -> str:
+    return f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})" if value else ""
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_help_names_every_verb() -> None:
         (["export", "--tasks", "no.jsonl", "--rankings", "no.jsonl"], "no.jsonl: no such file"),
         (["recipe"], "no recipe named"),
         (["recipe", "configs/recipes/hh_harmless.yaml", "--sft.learning_rat", "1"], "unknown key `learning_rat`"),
-        (["recipe", "configs/recipes/hh_harmless.yaml", "--ppo.seed", "1"], "has no stage `ppo`"),
+        (["recipe", "configs/recipes/hh_harmless.yaml", "--kto.seed", "1"], "has no stage `kto`"),
         (["recipe", "configs/recipes/hh_harmless.yaml", "--seed", "1"], "unknown flag `--seed`"),
         (["recipe", "configs/recipes/hh_harmless.yaml", "--sft.seed"], "--sft.seed: needs a value"),
     ],
