@@ -62,10 +62,10 @@ def run(config: Config) -> Run:
     model = load_classifier(path, tokenizer, model_config.dtype, training.trust_remote_code)
     check_context(training.max_length, model, "max_length", path)
     train_set, cut = tokenize(preferences, Encoder(tokenizer), training.max_length, data)
-    training.chat_template_path = None  # set in the tokenizer already
 
     inputs = {"model": path, "preferences": data.preferences, "eval_preferences": data.eval_preferences}
     with open_run("reward", str(training.output_dir), as_dict(config), inputs, data.resume) as folder:
+        training.chat_template_path = None  # set in the tokenizer already
         trainer = RewardTrainer(
             model=model,
             args=training,

@@ -35,6 +35,13 @@ def test_it_learns_and_reports_beside_the_baseline(tmp_path: Path, policy_folder
     assert run.metrics["human_ceiling"] is None  # one vote a pair says nothing of agreement
 
 
+def test_the_record_names_the_template_it_was_given(tmp_path: Path, policy_folder: Path) -> None:
+    """Or a recipe that runs again would take the finished stage for one of another template."""
+    template = "configs/templates/user_bot.jinja"
+    run = _reward(tmp_path, policy_folder, max_steps=1, chat_template_path=template)
+    assert run.config["chat_template_path"] == template
+
+
 def test_scores_do_not_depend_on_the_batch(tmp_path: Path, policy_folder: Path) -> None:
     _reward(tmp_path, policy_folder, eval_preferences=None)
     model = load_reward_model(str(tmp_path / "run"), batch_size=3)

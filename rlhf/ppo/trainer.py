@@ -70,6 +70,8 @@ class PPOTrainer(Updates, Checkpoints, Trainer):
         sft_dataset: Any = None,
     ) -> None:
         _check(args, train_dataset, eval_dataset, gold_func, sft_dataset)
+        # A sure policy's probabilities and gradients are full of numbers under 1e-38, which CPUs handle very slowly.
+        torch.set_flush_denormal(True)
         name, trust = model if isinstance(model, str) else model.config.name_or_path, args.trust_remote_code
         tokenizer = processing_class or load_tokenizer(name, trust_remote_code=trust)
         policy = load_causal(model, trust_remote_code=trust) if isinstance(model, str) else model
