@@ -137,7 +137,6 @@ def set_up(arguments: Any) -> None:
     import datasets
     import torch
 
-    torch.set_flush_denormal(True)  # as in PPOTrainer, and early: threads inherit it from the one that makes them
     logging.disable_progress_bar()  # loading and saving take less time than their bars' lines
     datasets.disable_progress_bars()
     if not torch.accelerator.is_available():

@@ -261,6 +261,20 @@ def test_gradient_checkpointing_gives_the_same_weights(policy_folder: Path, tmp_
         torch.testing.assert_close(weight, ends[1][name])
 
 
+def test_numbers_that_are_almost_zero_are_zero_in_training_alone(policy_folder: Path, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def tiny() -> float:
+        return (torch.tensor([1e-38]) * 0.01).item()
+
+    trainer = cases.trainer(policy_folder, tmp_path, max_steps=1)
+    inner = trainer.advantages
+    trainer.advantages = lambda *args: seen.append(tiny()) or inner(*args)  # type: ignore[method-assign,func-returns-value]
+    trainer.train()
+    assert seen == [0.0]
+    assert tiny() > 0
+
+
 # ---- What goes wrong
 
 

@@ -70,8 +70,6 @@ class PPOTrainer(Updates, Checkpoints, Trainer):
         sft_dataset: Any = None,
     ) -> None:
         _check(args, train_dataset, eval_dataset, gold_func, sft_dataset)
-        # A sure policy's probabilities and gradients are full of numbers under 1e-38, which CPUs handle very slowly.
-        torch.set_flush_denormal(True)
         name, trust = model if isinstance(model, str) else model.config.name_or_path, args.trust_remote_code
         tokenizer = processing_class or load_tokenizer(name, trust_remote_code=trust)
         policy = load_causal(model, trust_remote_code=trust) if isinstance(model, str) else model
@@ -125,7 +123,13 @@ class PPOTrainer(Updates, Checkpoints, Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; with `ema_decay` the policy then has the average of its weights."""
-        output = super().train(*args, **kwargs)
+        # A sure policy's probabilities and gradients are full of numbers under 1e-38, which CPUs handle very slowly.
+        # Only while training: other code of this process may count on them.
+        torch.set_flush_denormal(True)
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            torch.set_flush_denormal(False)
         if self.average is not None:
             self.average.copy_to(self.model.policy)
         return output
