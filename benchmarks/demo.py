@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from figures import figure, reward_row
+
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 
 
@@ -59,19 +61,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown: the reward models, then the policies."""
     lines = ["| seed | reward accuracy | longer wins | human ceiling | seconds |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        cells = [_figure(row[key]) for key in ("accuracy", "longer_wins", "human_ceiling")]
-        lines.append(f"| {row['seed']} | {' | '.join(cells)} | {sum(row['seconds'].values()):.0f} |")
+        lines.append(f"{reward_row(row['seed'], row)} {sum(row['seconds'].values()):.0f} |")
     lines += ["", "| seed | policy | beats SFT, gold | gold | reward model's score | KL, nats | replies that end |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         for name, policy in row["policies"].items():
-            cells = [_figure(policy[key]) for key in ("win_rate", "gold", "score", "kl", "finished")]
+            cells = [figure(policy[key]) for key in ("win_rate", "gold", "score", "kl", "finished")]
             lines.append(f"| {row['seed']} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _figure(value: dict[str, float] | None) -> str:
-    return f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})" if value else ""
 
 
 if __name__ == "__main__":

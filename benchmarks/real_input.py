@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from figures import reward_row
+
 RESULTS = Path(__file__).parent / "results" / "real_input.json"
 
 
@@ -52,13 +54,8 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| data | accuracy | longer wins | human ceiling | pairs |", "| --- | --- | --- | --- | --- |"]
     for name, stages in result.items():
         reward = stages["reward"]
-        cells = [_figure(reward[key]) for key in ("accuracy", "longer_wins", "human_ceiling")]
-        lines.append(f"| {name} | {' | '.join(cells)} | {reward['eval_pairs']:,} |")
+        lines.append(f"{reward_row(name, reward, digits=3)} {reward['eval_pairs']:,} |")
     return "\n".join(lines)
-
-
-def _figure(value: dict[str, float] | None) -> str:
-    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})" if value else "one vote a pair"
 
 
 if __name__ == "__main__":

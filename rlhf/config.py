@@ -131,7 +131,7 @@ def _kinds(config_type: type) -> list[Any]:
 
 
 def _hardware_defaults(config_type: type, values: dict[str, Any]) -> dict[str, Any]:
-    """For trainers: the CPU where there is no accelerator, and bf16 only where the hardware has it.
+    """For trainers: the CPU where there is no accelerator, and bf16 there only where it is faster.
 
     TRL asks for bf16 everywhere, which refuses to start on a CPU that `use_cpu` does not name.
     """
@@ -143,7 +143,9 @@ def _hardware_defaults(config_type: type, values: dict[str, Any]) -> dict[str, A
 
     if torch.accelerator.is_available():
         return {}
-    return {"use_cpu": True, "bf16": "bf16" not in values and torch.cpu._is_avx512_bf16_supported()}
+    from rlhf.hardware import cpu_runs_amx
+
+    return {"use_cpu": True, "bf16": "bf16" not in values and cpu_runs_amx()}
 
 
 def _parser(config_type: type) -> Any:

@@ -1,4 +1,4 @@
-"""How likely replies are under a model, and how far a policy has moved from its reference."""
+"""How far a policy has moved from its reference, on the replies that it writes."""
 
 import contextlib
 from typing import Any
@@ -29,20 +29,6 @@ def reply_kl(
             kl = (logps.exp() * (logps - others)).sum(-1)  # (batch, time)
             sums = (kl * keep).sum(-1).clamp(min=0)
             for row, total in zip(rows, sums.tolist(), strict=True):
-                totals[row] = total
-    return totals
-
-
-def reply_logps(policy: Policy, replies: list[Reply], temperature: float = 1.0, batch_size: int = 32) -> list[float]:
-    """log pi(reply | prompt) of each reply, in nats, summed over its tokens."""
-    import torch
-
-    totals = [0.0] * len(replies)
-    with torch.no_grad(), _evaluating(policy.model):
-        for rows, input_ids, attention, keep in _padded(policy, replies, batch_size):
-            logps = torch.log_softmax(_logits(policy.model, input_ids, attention) / temperature, dim=-1)
-            taken = logps.gather(-1, input_ids[:, 1:, None]).squeeze(-1)
-            for row, total in zip(rows, (taken * keep).sum(-1).tolist(), strict=True):
                 totals[row] = total
     return totals
 

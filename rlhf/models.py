@@ -55,13 +55,13 @@ def load_tokenizer(path: str, chat_template_path: str | None = None, trust_remot
 def load_causal(path: str, dtype: str | None = None, trust_remote_code: bool = False, **kwargs: Any) -> Any:
     """A causal language model, in `dtype` (float32 by default), an adapter merged into its base.
 
-    Raises UserError for a folder without a model or with a broken one.
+    Raises UserError for a folder without a model, with a broken one, or with an adapter of another kind.
     """
     from transformers import AutoModelForCausalLM
 
     check_model_folder(path)
     with _loading(path, "model", "give the folder of a causal language model"):
-        base = _adapter_base(path)
+        base = _adapter_base(path, "CAUSAL_LM", "a causal language model")
         model = AutoModelForCausalLM.from_pretrained(
             base or path, dtype=_dtype(dtype), trust_remote_code=trust_remote_code, **kwargs
         )
@@ -95,13 +95,14 @@ def load_classifier(path: str, tokenizer: Any, dtype: str | None = None, trust_r
 
     Transformers scores the last token that is not pad. Where pad is eos that is the token before the
     end of the reply, so such a tokenizer gets a pad token of its own and the model a row for it.
+    Raises UserError for a folder without a model, with a broken one, or with an adapter of another kind.
     """
     from transformers import AutoModelForSequenceClassification
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     check_model_folder(path)
     with _loading(path, "model", "give the folder of a language model or of a reward run"), suppress_seqcls_warning():
-        base = _adapter_base(path)
+        base = _adapter_base(path, "SEQ_CLS", "a reward run, or of a whole model (peft's merge_and_unload makes one)")
         model = AutoModelForSequenceClassification.from_pretrained(
             base or path, num_labels=1, dtype=_dtype(dtype), trust_remote_code=trust_remote_code
         )
@@ -129,8 +130,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, chat_template_path: s
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PAD_TOKEN, "<|im_start|>", "<|im_end|>"],
@@ -204,19 +205,28 @@ def check_model_folder(path: str) -> None:
         raise UserError(f"{path}: no such model folder; check the path, or give a Hub id (owner/name)")
 
 
-def _adapter_base(path: str) -> str | None:
-    """The base model of an adapter folder, None for whole models."""
+def _adapter_base(path: str, kind: str, mend: str) -> str | None:
+    """The base model of an adapter folder, None for whole models. Raises UserError for an adapter of another kind."""
     config = Path(path) / "adapter_config.json"
     if not config.is_file():
         return None
-    return json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    adapter = json.loads(config.read_text(encoding="utf-8"))
+    theirs = adapter.get("task_type")
+    # On another head peft fails, or leaves out what does not fit and says nothing.
+    if theirs not in (None, kind):
+        raise UserError(f"{path}: is an adapter for {theirs}, and {kind} is needed here; give the folder of {mend}")
+    return adapter["base_model_name_or_path"]
 
 
 def _dtype(name: str | None) -> Any:
     import torch
 
+    from rlhf.hardware import spare_broken_amx
+
     if name is not None and name not in _DTYPES:
         raise UserError(f"dtype: `{name}` is not one of {', '.join(_DTYPES)}")
+    if name in ("auto", "bfloat16") and not torch.accelerator.is_available():
+        spare_broken_amx()
     return "auto" if name == "auto" else getattr(torch, name or "float32")
 
 

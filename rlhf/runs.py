@@ -22,8 +22,9 @@ _LIBRARIES = ["rlhf", "torch", "transformers", "trl", "peft", "accelerate", "dat
 # Where a run's files lie, how it was started and how it shows itself: none of it changes the result.
 _PLACES = {"output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "disable_tqdm", "report_to"}
 
-# Work that took long: a run that holds some is not removed after an error, so that it can go on.
-_KEPT = ["checkpoint-*/trainer_state.json", "*.part", "responses.*.jsonl"]
+# Work that took long: a run that holds some is not removed after an error. Of a trained model it is not
+# *.safetensors that tells, which a full disk cuts off, but the tokenizer, which is written after the weights.
+_KEPT = ["checkpoint-*/trainer_state.json", "*.part", "responses.*.jsonl", "tokenizer_config.json"]
 
 
 def is_main_process() -> bool:
@@ -91,9 +92,9 @@ def open_run(
 
     `inputs` maps a name to a file or run folder that the stage reads; files are hashed, run folders
     become parents. The run's id is made from stage, config and inputs, so the same work has the same
-    id. A UserError, or a full disk before anything was kept, removes a folder that this call made.
-    Raises UserError where the folder holds a finished run, an unfinished one without `resume`, or
-    something else.
+    id. A UserError, a full disk among them, removes a folder that this call made unless long work is
+    kept there: a whole checkpoint, the trained model, replies. Raises UserError where the folder holds a
+    finished run, an unfinished one without `resume`, or something else.
     """
     folder = Path(output_dir)
     run = _describe(stage, config, inputs)

@@ -137,10 +137,14 @@ def set_up(arguments: Any) -> None:
     import datasets
     import torch
 
+    from rlhf.hardware import spare_broken_amx
+
     logging.disable_progress_bar()  # loading and saving take less time than their bars' lines
     datasets.disable_progress_bars()
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for one, and warns
+    if arguments.bf16 and arguments.use_cpu:
+        spare_broken_amx()
     arguments.logging_nan_inf_filter = False  # else a NaN is logged as the last good loss
     if arguments.output_dir in (None, "trainer_output"):
         raise UserError("output_dir: is not set; name the run's folder, as in --output_dir runs/sft")

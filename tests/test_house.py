@@ -24,7 +24,7 @@ ROWS = [
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports"],
     ["rlhf.config"],
     ["rlhf.records"],
-    ["rlhf.errors"],
+    ["rlhf.errors", "rlhf.hardware"],
 ]  # fmt: skip
 # A room that reaches into another one on purpose, and why.
 ALLOWED = {("rlhf.demo", "rlhf.sample")}  # groups responses into tasks as `sample` does

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf.errors import UserError
-from rlhf.models import context_length, load_causal, load_policy, load_tokenizer, stop_ids
+from rlhf.models import context_length, load_causal, load_classifier, load_policy, load_tokenizer, stop_ids
 from tests.tiny import tiny_policy
 
 
@@ -73,3 +73,21 @@ def test_dtype_context_and_stop_ids(policy_folder: Path) -> None:
     assert stop_ids(model) == [tokenizer.eos_token_id] == tokenizer.encode("<|im_end|>")
     model.generation_config.eos_token_id = [1, 2]
     assert stop_ids(model) == [1, 2]
+
+
+def test_an_adapter_of_another_kind_is_named(policy_folder: Path, tmp_path: Path) -> None:
+    """Peft would fail in an AttributeError, or give a policy the adapter of a reward model and say nothing."""
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer = load_tokenizer(str(policy_folder))
+    layers = {"r": 2, "target_modules": ["q_proj"]}
+    policy = load_causal(str(policy_folder))
+    get_peft_model(policy, LoraConfig(task_type="CAUSAL_LM", **layers)).save_pretrained(tmp_path / "policy")
+    classifier = load_classifier(str(policy_folder), tokenizer)
+    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", **layers)).save_pretrained(tmp_path / "reward")
+    with pytest.raises(UserError, match=r"reward: is an adapter for SEQ_CLS, and CAUSAL_LM is needed here; give"):
+        load_causal(str(tmp_path / "reward"))
+    with pytest.raises(UserError, match=r"policy: is an adapter for CAUSAL_LM, and SEQ_CLS is needed here; give"):
+        load_classifier(str(tmp_path / "policy"), tokenizer)
+    assert load_causal(str(tmp_path / "policy")).config.architectures == ["LlamaForCausalLM"]
+    assert load_classifier(str(tmp_path / "reward"), tokenizer).config.num_labels == 1

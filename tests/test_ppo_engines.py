@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.engines import HFEngine, draw, make_engine, rollout_cache
 from rlhf.ppo.networks import trunk
-from tests.test_ppo_networks import SETTINGS, VOCABULARY, lora, tiny
+from tests.architectures import SETTINGS, VOCABULARY, lora, tiny
 
 PROMPTS = [[5, 3, 9], [40, 7, 8, 12, 60, 33, 21, 4, 50], [6, 0, 0, 11, 63, 62], [30], [1, 2, 3, 4, 5, 6, 7], [9, 30]]
 STOPS = {1, 7, 20, 30, 40, 50, 63}  # about one token in nine: some replies end, some do not, and prompts hold them

@@ -1,13 +1,11 @@
-"""Reward functions: every kind of them, what they may return, every way they fail, and ensembles by hand."""
+"""Reward functions: what they are asked, what they may return, every way they fail, and ensembles by hand."""
 
 import functools
 import json
-import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,10 @@ import pytest
 import torch
 
 from rlhf.errors import UserError
-from rlhf.models import load_causal, load_classifier, load_tokenizer
 from rlhf.ppo.endpoint import HTTPReward, RewardError
-from rlhf.ppo.rewards import Reward, combine, load_rewards, score, text_reward
-from rlhf.scoring import load_reward_model
-
-PROMPTS = [[{"role": "user", "content": text}] for text in ("Hello", "What time does the shop close?", "Thank you")]
-COMPLETIONS = [[{"role": "assistant", "content": text}] for text in ("Thank you", "What what what what", "a")]
-TEXTS = ["Thank you", "What what what what", "a"]
-
-
-def ask(*functions: Any, columns: dict[str, Any] | None = None, timeout: float = 60.0) -> list[list[float]]:
-    """The scores that these functions give to the three replies."""
-    return score(load_rewards(list(functions)), PROMPTS, COMPLETIONS, columns or {}, timeout)
+from rlhf.ppo.rewards import Reward, load_rewards, text_reward
+from rlhf.ppo.scores import combine
+from tests.reward_cases import COMPLETIONS, PROMPTS, TEXTS, ask
 
 
 def answers(value: Any) -> Callable[..., Any]:
@@ -130,102 +119,6 @@ def test_names_are_short_and_unique() -> None:
 def test_one_function_needs_no_list() -> None:
     function = answers([0, 0, 0])
     assert load_rewards(function) == [Reward("fixed", function)]
-
-
-# --- classifiers ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def reward_folder(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny reward model with random weights, saved as a reward run saves it."""
-    folder = tmp_path_factory.mktemp("rewards") / "tiny"
-    tokenizer = load_tokenizer(str(policy_folder))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model = load_classifier(str(policy_folder), tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def test_a_folder_scores_as_the_reward_model_alone(reward_folder: Path) -> None:
-    """By hand: the whole conversation in ChatML, the head's output at the end of the reply's turn."""
-    tokenizer = load_tokenizer(str(reward_folder))
-    model = load_classifier(str(reward_folder), tokenizer).eval()
-    expected = []
-    for prompt, text in zip(PROMPTS, TEXTS, strict=True):
-        whole = f"<|im_start|>user\n{prompt[0]['content']}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>"
-        ids = torch.tensor([tokenizer(whole, add_special_tokens=False)["input_ids"]])
-        with torch.no_grad():
-            expected.append(model.score(model.model(ids).last_hidden_state[0, -1]).item())
-    assert len({round(value, 4) for value in expected}) == 3
-    # Columns are of no interest to a classifier, also one that is called as its own argument is.
-    assert ask(str(reward_folder), columns={"responses": [1, 2, 3]})[0] == pytest.approx(expected, abs=1e-5)
-    (reward,) = load_rewards(reward_folder, batch_size=2)
-    assert reward.name == "tiny"
-    plain = score([reward], [prompt[0]["content"] for prompt in PROMPTS], TEXTS, {}, 60)
-    assert plain[0] == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_loaded_model_scores_as_its_folder_and_leaves_the_tokenizer_as_it_was(reward_folder: Path) -> None:
-    tokenizer = load_tokenizer(str(reward_folder))
-    model = load_classifier(str(reward_folder), tokenizer)
-    # As a policy has them, whose tokenizer it may be: with pad for eos the end of turn would not be scored.
-    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.eos_token_id
-    (reward,) = load_rewards((model, tokenizer))
-    assert reward.name == "tiny"
-    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", tokenizer.eos_token)
-    scores = score([reward], PROMPTS, COMPLETIONS, {}, 60)[0]
-    assert scores == pytest.approx(load_reward_model(str(reward_folder))(PROMPTS, TEXTS), abs=1e-5)
-
-
-def test_an_adapter_of_a_classifier_is_a_reward_model(policy_folder: Path, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    tokenizer = load_tokenizer(str(policy_folder))
-    model = get_peft_model(load_classifier(str(policy_folder), tokenizer), LoraConfig(task_type="SEQ_CLS"))
-    model.save_pretrained(str(tmp_path / "adapter"))
-    tokenizer.save_pretrained(tmp_path / "adapter")
-    expected = load_rewards((model, tokenizer))
-    loaded = load_rewards(str(tmp_path / "adapter"))
-    there, here = (score(each, PROMPTS, COMPLETIONS, {}, 60)[0] for each in (expected, loaded))
-    assert here == pytest.approx(there, abs=1e-5)
-    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    headless = {**settings, "task_type": "CAUSAL_LM"}
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(headless))
-    with pytest.raises(UserError, match=r"adapter: is a language model without a score"):
-        load_rewards(str(tmp_path / "adapter"))
-
-
-def test_what_cannot_score_is_refused(policy_folder: Path, reward_folder: Path, tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(str(policy_folder))
-    causal = load_causal(str(policy_folder))
-    model = load_classifier(str(reward_folder), load_tokenizer(str(reward_folder)))
-    bare = load_tokenizer(str(policy_folder))
-    bare.chat_template = None
-    shutil.copytree(reward_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template*"))
-    settings = json.loads((tmp_path / "bare" / "tokenizer_config.json").read_text())
-    settings.pop("chat_template", None)
-    (tmp_path / "bare" / "tokenizer_config.json").write_text(json.dumps(settings))
-    cases = [
-        ([], "reward_funcs: is empty; give at least one"),
-        ([7], "reward_funcs: a int cannot score; give a callable, a URL, the folder"),
-        ([(model, tokenizer, 1)], "reward_funcs: a tuple cannot score"),
-        ([(tokenizer, model)], "LlamaForSequenceClassification) cannot score; give `(model, tokenizer)`"),
-        ([model], "reward_funcs: tiny has no tokenizer; give `(model, tokenizer)`"),
-        ([(causal, tokenizer)], "reward_funcs: LlamaForCausalLM has 2 labels; give a sequence classifier with one"),
-        ([(model, bare)], "tokenizer of LlamaForSequenceClassification has no chat template; give it one: set"),
-        ([tmp_path / "bare"], "bare: the reward model's tokenizer has no chat template; give it one: set"),
-        ([str(policy_folder)], "is a language model without a score; give the folder of a `rlhf reward` run"),
-        ([str(tmp_path / "none")], "none: no such model folder; check the path, or give a Hub id"),
-        (["http://"], "http://: is a URL without a host; give http://host:port/path"),
-        (["http://host:port"], "http://host:port: is not a URL (Invalid port: 'port'); give http://host:port/path"),
-    ]
-    for item, message in cases:
-        with pytest.raises(UserError) as error:
-            load_rewards(item)
-        assert message in str(error.value)
 
 
 # --- how a function fails -------------------------------------------------------------------------
@@ -348,184 +241,6 @@ def test_a_function_that_hangs_is_given_up() -> None:
 
 def test_an_endless_timeout_is_allowed() -> None:
     assert ask(answers([1, 2, 3]), timeout=float("inf")) == [[1, 2, 3]]
-
-
-# --- endpoints ------------------------------------------------------------------------------------
-
-
-class Server(ThreadingHTTPServer):
-    """A real server on a free port; `reply(body, number)` gives status and answer of each request."""
-
-    daemon_threads = True
-
-    def __init__(self, reply: Callable[[Any, int], tuple[int, Any]]) -> None:
-        self.reply = reply
-        self.bodies: list[Any] = []
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/score"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server  # type: ignore[assignment]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.bodies.append(body)
-        status, answer = self.server.reply(body, len(self.server.bodies))
-        if status == 0:  # hang up
-            self.close_connection = True
-            return
-        data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        try:
-            self.send_response(status)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-        except BrokenPipeError:
-            pass  # the client has given up already
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    servers = []
-
-    def start(reply: Callable[[Any, int], tuple[int, Any]]) -> Server:
-        server = Server(reply)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def _lengths(body: Any) -> list[int]:
-    return [len(completion[-1]["content"]) for completion in body["completions"]]
-
-
-def endpoint(url: str, **settings: Any) -> HTTPReward:
-    return HTTPReward(url, **{"backoff": 0.001, "num_retries": 2, **settings})
-
-
-@pytest.mark.parametrize("bare", [True, False])
-def test_an_endpoint_is_asked_in_batches(serve: Callable[..., Server], bare: bool) -> None:
-    server = serve(lambda body, _: (200, _lengths(body) if bare else {"scores": _lengths(body)}))
-    rewards = load_rewards([server.url], batch_size=2)
-    assert score(rewards, PROMPTS, COMPLETIONS, {"topic": ["x", "y", None]}, 60) == [[9, 19, 1]]
-    assert server.bodies == [
-        {"prompts": PROMPTS[:2], "completions": COMPLETIONS[:2], "columns": {"topic": ["x", "y"]}},
-        {"prompts": PROMPTS[2:], "completions": COMPLETIONS[2:], "columns": {"topic": [None]}},
-    ]
-
-
-@pytest.mark.parametrize("status", [0, 429, 500, 503])
-def test_a_flaky_endpoint_is_tried_again(serve: Callable[..., Server], status: int) -> None:
-    server = serve(lambda body, number: (200, _lengths(body)) if number == 3 else (status, {"error": "busy"}))
-    assert ask(endpoint(server.url)) == [[9, 19, 1]]
-    assert len(server.bodies) == 3
-
-
-def test_the_wait_doubles_between_tries(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr("rlhf.ppo.endpoint.time.sleep", waits.append)
-    server = serve(lambda *_: (500, {}))
-    with pytest.raises(RewardError):
-        HTTPReward(server.url, num_retries=4, backoff=0.5)(PROMPTS, COMPLETIONS)
-    assert waits == [0.5, 1, 2, 4]
-    assert len(server.bodies) == 5
-
-
-def _message(function: HTTPReward, **columns: Any) -> str:
-    with pytest.raises(RewardError) as error:
-        ask(function, columns=columns)
-    return str(error.value)
-
-
-def test_an_endpoint_that_stays_broken_is_given_up(serve: Callable[..., Server]) -> None:
-    server = serve(lambda *_: (500, b"no memory left"))
-    assert _message(endpoint(server.url)) == (
-        f"reward `127.0.0.1`: {server.url}: failed 3 times, at last with HTTP 500 'no memory left'; "
-        "check that the server runs and can be reached from here"
-    )
-    assert len(server.bodies) == 3
-
-
-def test_a_refusal_is_final(serve: Callable[..., Server]) -> None:
-    for status in (400, 404, 307):
-        server = serve(lambda *_, status=status: (status, {"error": "no topic"}))
-        assert _message(endpoint(server.url)) == (
-            f'reward `127.0.0.1`: {server.url}: answered HTTP {status} \'{{"error": "no topic"}}\'; '
-            "mend the URL, or the server"
-        )
-        assert len(server.bodies) == 1
-
-
-def test_an_endpoint_that_is_not_there_is_an_error(serve: Callable[..., Server]) -> None:
-    server = serve(lambda *_: (200, []))
-    server.shutdown()
-    server.server_close()
-    message = _message(endpoint(server.url))
-    assert f"{server.url}: failed 3 times, at last with ConnectError: " in message
-
-
-def test_a_slow_answer_is_a_failed_try(serve: Callable[..., Server]) -> None:
-    go = threading.Event()
-
-    def slow_once(body: Any, number: int) -> tuple[int, Any]:
-        if number == 1:
-            go.wait(60)
-        return 200, _lengths(body)
-
-    server = serve(slow_once)
-    assert ask(endpoint(server.url, timeout=0.2, num_retries=50)) == [[9, 19, 1]]
-    go.set()
-
-    halt = threading.Event()
-    server = serve(lambda *_: (200 if halt.wait(60) else 500, []))
-    assert "failed 1 times, at last with ReadTimeout: timed out" in _message(
-        endpoint(server.url, timeout=0.05, num_retries=0)
-    )
-    with pytest.raises(RewardError, match=r"reward `127.0.0.1`: no answer within 0.05 seconds"):
-        ask(endpoint(server.url, num_retries=0), timeout=0.05)
-    halt.set()
-
-
-def test_an_answer_that_is_no_list_of_scores_is_an_error(serve: Callable[..., Server]) -> None:
-    right = 'it should answer {"scores": [...]} or a list'
-    for answer, told in [
-        ({"score": 1}, "'{\"score\": 1}'"),
-        (b"<html>", "'<html>'"),
-        (3, "'3'"),
-        (b"\xff", "'\ufffd'"),
-    ]:
-        server = serve(lambda *_, answer=answer: (200, answer))
-        assert _message(endpoint(server.url)) == f"reward `127.0.0.1`: {server.url}: answered {told}; {right}"
-    # Two batches whose wrong lengths add up to the right one: each is counted.
-    server = serve(lambda body, number: (200, [0] if number == 1 else [0, 0]))
-    assert "gave 1 scores for 2 completions; give one for each" in _message(endpoint(server.url, batch_size=2))
-    server = serve(lambda *_: (200, b'{"scores": [1, NaN, 2]}'))
-    assert "returned nan for 1 of 3 completions (the first at index 1)" in _message(endpoint(server.url))
-
-
-def test_a_column_that_json_does_not_know_is_named() -> None:
-    message = _message(endpoint("http://127.0.0.1:9/score"), good=[1, 2, 3], seen=[object()] * 3)
-    assert "http://127.0.0.1:9/score: column `seen` cannot be sent (Object of type object is not JSON" in message
-    message = _message(endpoint("http://127.0.0.1:9/score"), seen=[1.0, float("nan"), 2.0])
-    assert "column `seen` cannot be sent (Out of range float values are not JSON compliant" in message
-    assert message.endswith("; store it as text, or drop it")
-
-
-def test_errors_do_not_show_the_password_of_a_url(serve: Callable[..., Server]) -> None:
-    server = serve(lambda *_: (400, {}))
-    message = _message(endpoint(server.url.replace("//", "//me:secret@")))
-    assert server.url in message
-    assert "secret" not in message
 
 
 # --- ensembles ------------------------------------------------------------------------------------

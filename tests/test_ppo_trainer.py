@@ -1,17 +1,14 @@
 """PPOTrainer: starts where it should, learns, does not depend on how the work is cut."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rlhf.errors import UserError
 from rlhf.models import load_causal, load_policy
 from rlhf.ppo import PPOConfig
-from rlhf.ppo.guard import best, overoptimized
+from rlhf.ppo.rollout import Episode
 from rlhf.ppo.state import PPOState
 from tests import ppo_cases as cases
 
@@ -122,6 +119,19 @@ def test_several_rewards_are_weighted_and_logged_by_name(policy_folder: Path, tm
     trainer.train()
     row = cases.log(trainer)[0]
     assert (row["score"], row["score/one"], row["score/two"]) == (21.0, 1.0, 2.0)
+
+
+def test_what_a_score_is_worth() -> None:
+    """Scores 1, 2, 6, the last one's reply unfinished: bias 3; the std (Bessel's) of 1, 2, 6 is sqrt(7)."""
+    episodes = [
+        Episode([1], [2], finished, score=score) for score, finished in ((1.0, True), (2.0, True), (6.0, False))
+    ]
+    plain = PPOConfig(output_dir="x", **{**cases.SETTINGS, "missing_eos_penalty": 0.5})
+    assert PPOState.start(plain).pay(episodes, plain) == [-2.0, -1.0, 2.5]
+    scaled = PPOConfig(output_dir="x", **{**cases.SETTINGS, "scale_scores": True, "score_clip": 1.0})
+    assert PPOState.start(scaled).pay(episodes, scaled) == pytest.approx([-2 / 7**0.5, -1 / 7**0.5, 1.0 - 1.0])
+    fixed = PPOConfig(output_dir="x", **{**cases.SETTINGS, "score_bias": 0.0})
+    assert PPOState.start(fixed).pay(episodes, fixed) == [1.0, 2.0, 5.0]
 
 
 def test_the_checkpoint_is_a_plain_folder(policy_folder: Path, tmp_path: Path) -> None:
@@ -243,8 +253,6 @@ def test_the_reference_can_follow_the_policy(policy_folder: Path, tmp_path: Path
 
 
 def test_bf16_keeps_float32_weights_and_a_ratio_near_one(policy_folder: Path, tmp_path: Path) -> None:
-    if not torch.cpu._is_avx512_bf16_supported():
-        pytest.skip("this CPU has no bf16")
     trainer = cases.trainer(policy_folder, tmp_path, bf16=True)
     trainer.train()
     assert {weight.dtype for weight in cases.weights(trainer).values()} == {torch.float32}
@@ -273,206 +281,3 @@ def test_numbers_that_are_almost_zero_are_zero_in_training_alone(policy_folder: 
     trainer.train()
     assert seen == [0.0]
     assert tiny() > 0
-
-
-# ---- What goes wrong
-
-
-def _failing(message: str) -> Any:
-    def broken(**_: Any) -> list[float]:
-        raise KeyError(message)
-
-    return broken
-
-
-def test_a_failing_reward_is_named_and_leaves_a_checkpoint(policy_folder: Path, tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def fragile(completions: list[Any], **_: Any) -> list[float]:
-        calls.append(1)
-        return [math.nan if len(calls) > 2 else 0.0] * len(completions)
-
-    trainer = cases.trainer(policy_folder, tmp_path, fragile, save_strategy="steps", save_steps=100)
-    with pytest.raises(UserError, match="reward `fragile`: returned nan for 8 of 8"):
-        trainer.train()
-    assert json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["global_step"] == 2
-
-
-def test_a_hanging_reward_is_named(policy_folder: Path, tmp_path: Path) -> None:
-    import threading
-
-    def stuck(**_: Any) -> list[float]:
-        threading.Event().wait()
-        return []
-
-    with pytest.raises(UserError, match="stuck"):
-        cases.trainer(policy_folder, tmp_path, stuck, reward_timeout=0.2).train()
-
-
-def test_a_nan_skips_the_step_and_three_in_a_row_end_the_run(policy_folder: Path, tmp_path: Path) -> None:
-    trainer = cases.trainer(policy_folder, tmp_path, max_steps=2)
-    before = cases.weights(trainer)
-    inner, calls = trainer._loss, list[int]()
-
-    def poisoned(*args: Any) -> Any:
-        loss, sums, moved = inner(*args)
-        calls.append(1)
-        return (loss * math.nan, sums * math.nan, moved) if len(calls) == 1 else (loss, sums, moved)
-
-    trainer._loss = poisoned  # type: ignore[method-assign]
-    trainer.train()
-    assert [row["updates_skipped"] for row in cases.log(trainer)] == [1.0, 0.0]
-    assert all(torch.isfinite(weight).all() for weight in cases.weights(trainer).values())
-    assert not torch.equal(before["policy.model.norm.weight"], cases.weights(trainer)["policy.model.norm.weight"])
-
-    trainer = cases.trainer(policy_folder, tmp_path, max_steps=2)
-    inner = trainer._loss
-    trainer._loss = lambda *args: tuple(x * math.nan for x in inner(*args))  # type: ignore[method-assign,misc]
-    before = cases.weights(trainer)
-    with pytest.raises(
-        UserError, match=r"step 1: 3 updates in a row held a NaN and were skipped; lower --learning_rate"
-    ):
-        trainer.train()
-    assert all(torch.equal(weight, before[name]) for name, weight in cases.weights(trainer).items())
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"rows": cases.prompts(4)}, "train_dataset: has 4 prompts and a round takes 8"),
-        ({"rows": [{"question": "a"}] * 8}, "train_dataset: has no column `prompt`; there are: question"),
-        ({"max_new_tokens": 256}, "max_new_tokens: 256 leaves no room for a prompt in a context of 256"),
-        ({"value_model_kind": "adapter"}, "value_model_kind: adapter needs LoRA"),
-        ({"reference": "adapter_off"}, "reference: adapter_off needs LoRA"),
-        ({"ptx_coef": 1.0}, "ptx_coef: needs demonstrations to mix in"),
-        ({"guard_steps": 1}, "guard_steps: needs a gold to ask"),
-        ({"guard_steps": 1, "gold_func": cases.count_e}, "guard_steps: needs held-out prompts"),
-        ({"reward_weights": [1.0, 2.0]}, "reward_weights"),
-        ({"peft_config": cases.lora(), "reference": "copy"}, "reference: copy of a LoRA policy needs ref_model"),
-        ({"peft_config": cases.lora(), "ref_ema_decay": 0.5}, "ref_ema_decay: needs a reference with weights"),
-        (
-            {"peft_config": cases.lora(), "ref_ema_decay": 0.5, "ref_model": "x", "reference": "copy"},
-            "a LoRA policy has not",
-        ),
-        ({"engine": "vllm_colocate"}, r"engine: vllm_colocate needs vllm \(pip install"),
-        ({"value_model_kind": "shared", "value_model": "x"}, "value_model: shared has none of its own"),
-    ],
-)
-def test_what_does_not_fit_is_said(policy_folder: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        cases.trainer(policy_folder, tmp_path, **values)
-
-
-def test_an_empty_prompt_is_said(policy_folder: Path, tmp_path: Path) -> None:
-    rows = [{"prompt_ids": [5]}] * 7 + [{"prompt_ids": []}]
-    with pytest.raises(UserError, match="train_dataset: a prompt is empty"):
-        cases.trainer(policy_folder, tmp_path, rows=rows).train()
-
-
-def test_an_architecture_that_means_something_else_is_said(policy_folder: Path, tmp_path: Path) -> None:
-    """Logits scaled behind our back, and an engine that decodes something else."""
-    trainer = cases.trainer(policy_folder, tmp_path)
-    inner = trainer.model.policy.forward
-
-    def scaled(*args: Any, **kwargs: Any) -> Any:
-        output = inner(*args, **kwargs)
-        output.logits = output.logits * 5
-        return output
-
-    trainer.model.policy.forward = scaled
-    with pytest.raises(UserError, match="LlamaForCausalLM makes its logits in a way that PPO does not know"):
-        trainer.train()
-    trainer = cases.trainer(policy_folder, tmp_path)
-    generate = trainer.engine.generate
-    trainer.engine.generate = lambda policy, prompts, uniforms: generate(policy, prompts, 1 - uniforms)  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="does not decode prompts of unlike length together as it does each alone"):
-        trainer.train()
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("kl_estimator", "k2", "kl_estimator: `k2` is not one of k1, k3"),
-        ("value_model_kind", "both", "value_model_kind: `both` is not one of separate, shared, adapter"),
-        ("temperature", 0, "temperature: 0 is not above 0"),
-        ("kl_target", 0.0, "kl_target: 0.0 is not above 0"),
-        ("lam", 1.5, "lam: 1.5 is not between 0 and 1"),
-        ("kl_coef", -1.0, "kl_coef: -1.0 is below 0"),
-        ("ema_decay", 1.0, "ema_decay: 1.0 is not between 0 and 1"),
-        ("dual_clip", 1.0, "dual_clip: 1.0 is not above 1"),
-        ("gradient_accumulation_steps", 2, "gradient_accumulation_steps: is 1 in PPO"),
-        ("num_mini_batches", 9, "num_mini_batches: 9 of 8 episodes leaves some empty"),
-    ],
-)
-def test_settings_out_of_range_are_said(tmp_path: Path, key: str, value: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        PPOConfig(output_dir=str(tmp_path), **{**cases.SETTINGS, key: value})
-
-
-# ---- The guard and the state
-
-
-def _look(step: int, gold: list[float], score: float) -> dict[str, Any]:
-    return {"step": step, "gold": gold, "score": score}
-
-
-def test_the_guard_stops_where_gold_falls_for_sure_while_the_score_rises() -> None:
-    high, low = [1.0, 1.1, 0.9, 1.0], [0.5, 0.7, 0.4, 0.5]
-    looks = [_look(0, low, 0.0), _look(1, high, 1.0), _look(2, low, 2.0), _look(3, low, 3.0)]
-    assert best(looks) is looks[1]
-    assert "the gold has fallen from 1 (step 1) to 0.525 while the score rose from 1 to 3" in str(
-        overoptimized(looks, 2)
-    )
-    assert overoptimized(looks[:3], 2) is None  # once may be chance
-    lower_score = [*looks[:2], _look(2, low, 0.5), _look(3, low, 0.5)]
-    assert overoptimized(lower_score, 2) is None  # bad luck, but nothing is being gamed
-    unsure = [1.6, 0.2, 1.5, 0.3]  # mean 0.9, yet two prompts better and two worse
-    assert overoptimized([*looks[:2], _look(2, unsure, 2.0), _look(3, unsure, 3.0)], 2) is None
-
-
-def test_the_guard_keeps_the_best_policy_and_stops_the_run(policy_folder: Path, tmp_path: Path) -> None:
-    """A gold that hates what the reward loves."""
-
-    def gold(completions: list[Any], **_: Any) -> list[float]:
-        return [-float(completion[0]["content"].count("e")) for completion in completions]
-
-    values = {"max_steps": 30, "learning_rate": 1e-2, "per_device_train_batch_size": 32, "kl_coef": 0.0}
-    trainer = cases.trainer(
-        policy_folder,
-        tmp_path,
-        gold_func=gold,
-        eval_dataset=cases.prompts(32),
-        guard_steps=4,
-        guard_prompts=32,
-        **values,
-    )
-    trainer.train()
-    assert trainer.guard is not None
-    assert "the policy has learned the reward's faults" in str(trainer.guard.message)
-    assert trainer.state.global_step < 30
-    looks = trainer.ppo.guard["looks"]
-    assert best(looks)["step"] < trainer.state.global_step
-    assert load_policy(str(tmp_path / "best")).max_length == 256
-
-
-def test_the_kl_ceiling_stops_the_run(policy_folder: Path, tmp_path: Path) -> None:
-    trainer = cases.trainer(policy_folder, tmp_path, max_steps=20, learning_rate=1e-2, kl_ceiling=0.05, kl_coef=0.0)
-    trainer.train()
-    assert trainer.state.global_step < 20
-    assert trainer.guard is not None
-    assert "over --kl_ceiling 0.05; raise --kl_coef" in str(trainer.guard.message)
-
-
-def test_what_a_score_is_worth() -> None:
-    """Scores 1, 2, 6, the last one's reply unfinished: bias 3; the std (Bessel's) of 1, 2, 6 is sqrt(7)."""
-    from rlhf.ppo.rollout import Episode
-
-    episodes = [
-        Episode([1], [2], finished, score=score) for score, finished in ((1.0, True), (2.0, True), (6.0, False))
-    ]
-    plain = PPOConfig(output_dir="x", **{**cases.SETTINGS, "missing_eos_penalty": 0.5})
-    assert PPOState.start(plain).pay(episodes, plain) == [-2.0, -1.0, 2.5]
-    scaled = PPOConfig(output_dir="x", **{**cases.SETTINGS, "scale_scores": True, "score_clip": 1.0})
-    assert PPOState.start(scaled).pay(episodes, scaled) == pytest.approx([-2 / 7**0.5, -1 / 7**0.5, 1.0 - 1.0])
-    fixed = PPOConfig(output_dir="x", **{**cases.SETTINGS, "score_bias": 0.0})
-    assert PPOState.start(fixed).pay(episodes, fixed) == [1.0, 2.0, 5.0]

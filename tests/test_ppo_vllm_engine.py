@@ -1,191 +1,48 @@
-"""The vLLM engine on TRL's real VLLMGeneration and VLLMClient, with stubs for vLLM alone.
+"""The vLLM engine on TRL's real VLLMGeneration and VLLMClient: what is asked, what comes back, what is refused.
 
-vLLM needs a GPU and cannot be installed where the tests run. So what TRL imports from vLLM (`LLM`,
-`SamplingParams`) and the wire to its server are stubs here, which take and return what TRL's source
-hands them and reads: everything between our trainer and vLLM is the code that users run. What vLLM
-itself does with it is not tested. `test_trl_...` hold what we rely on in TRL, so that a new version
-that changes it fails here.
+vLLM itself is a stub (tests/vllm_stubs.py). `test_trl_...` hold what we rely on in TRL, so that a new
+version that changes it fails here.
 """
 
 import ast
 import inspect
 import math
-import os
-import threading
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
-from torch import Tensor
-from trl.generation import vllm_generation
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
 from rlhf.errors import UserError
 from rlhf.ppo import vllm_engine
-from rlhf.ppo.networks import PolicyAndValue
-from rlhf.ppo.vllm_engine import SERVE, VLLMEngine, fingerprint, require_vllm, seeds, unmoved
-from tests.test_ppo_networks import lora, tiny
-
-PROMPTS = [[5, 3, 9], [40, 7], [5, 3, 9], [6]]  # the first is there twice
-STOPS = {7, 20}
-UNIFORMS = torch.rand(len(PROMPTS), 6, generator=torch.Generator().manual_seed(3))
-SERVER = {"server_base_url": "http://localhost:8000", "server_timeout": 1.0, "group_port": 51216}
-COLOCATE = {
-    "tensor_parallel_size": 1,
-    "gpu_memory_utilization": 0.3,
-    "max_model_length": 32,
-    "max_num_seqs": 8,
-    "enable_sleep_mode": False,
-    "trust_remote_code": False,
-}
-MODES = {"vllm_server": SERVER, "vllm_colocate": COLOCATE}
-
-
-# --- stubs for vLLM ----------------------------------------------------------------------------
-
-
-def reply_of(prompt: list[int], seed: int, stops: list[int], max_tokens: int) -> tuple[list[int], list[float]]:
-    """What the stubs sample: tokens that seed and prompt decide, up to a stop; logp of token t is -t/100."""
-    generator = torch.Generator().manual_seed(seed + sum(prompt))
-    drawn = torch.randint(0, 30, (max_tokens,), generator=generator).tolist()
-    end = next((at + 1 for at, token in enumerate(drawn) if token in stops), max_tokens)
-    return drawn[:end], [-token / 100 for token in drawn[:end]]
-
-
-@dataclass
-class SamplingParams:
-    """Stub of vllm.SamplingParams: the fields that are set; an unknown one is a TypeError."""
-
-    n: int
-    repetition_penalty: float
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    max_tokens: int
-    logprobs: int | None
-    stop_token_ids: list[int] = field(default_factory=list)
-    ignore_eos: bool = False
-    seed: int | None = None
-
-
-class LLM:
-    """Stub of vllm.LLM: keeps the weights it is given and says what `reply_of` says."""
-
-    def __init__(self, **settings: Any) -> None:
-        if settings["gpu_memory_utilization"] > 0.95:
-            raise ValueError("Free memory on device is less than desired GPU memory utilization")
-        self.settings, self.weights, self.asked, self.events = settings, {}, [], []
-        runner = SimpleNamespace(model=self)
-        executor = SimpleNamespace(driver_worker=SimpleNamespace(model_runner=runner))
-        self.llm_engine = SimpleNamespace(model_executor=executor)
-
-    def load_weights(self, weights: list[tuple[str, Tensor]]) -> None:
-        self.weights |= {name: weight.clone() for name, weight in weights}
-
-    def reset_prefix_cache(self) -> None:
-        self.events.append("synced")
-
-    def sleep(self, level: int) -> None:
-        self.events.append("asleep")
-
-    def wake_up(self, tags: list[str]) -> None:
-        self.events.append(f"awake {tags[0]}")
-
-    def generate(self, prompts: list[Any], sampling_params: Any, use_tqdm: bool) -> list[Any]:
-        params = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(prompts)
-        self.asked += params
-        outputs = []
-        for prompt, each in zip(prompts, params, strict=True):
-            ids = prompt["prompt_token_ids"]
-            tokens, logps = reply_of(ids, each.seed, each.stop_token_ids, each.max_tokens)
-            figures = [{t: SimpleNamespace(logprob=p, rank=1)} for t, p in zip(tokens, logps, strict=True)]
-            outputs.append(
-                SimpleNamespace(
-                    prompt_token_ids=ids, outputs=[SimpleNamespace(token_ids=tuple(tokens), logprobs=figures)]
-                )
-            )
-        return outputs
-
-
-class Client(VLLMClient):
-    """TRL's client with a stub for the wire: answers as /v1/completions does. Its `generate` is TRL's own."""
-
-    logprobs_mode = "processed_logprobs"
-    refuses: Exception | None = None
-
-    def __init__(self, base_url: str, group_port: int, connection_timeout: float) -> None:
-        if self.refuses:
-            raise self.refuses
-        self.base_url, self.group_port, self.timeout = base_url, group_port, connection_timeout
-        self.model, self.weights, self.asked, self.events = "tiny", {}, [], []
-        self.lock = threading.Lock()
-
-    def init_communicator(self, device: Any = 0) -> None:
-        self.events.append("joined")
-
-    def get_server_info(self) -> dict[str, Any]:
-        return {"model_config": {"logprobs_mode": self.logprobs_mode}}
-
-    def update_named_params(self, metadata: Any, named_params: Any) -> None:
-        found = {name: weight.clone() for name, weight in named_params}
-        announced = [(name, str(w.dtype).removeprefix("torch."), list(w.shape)) for name, w in found.items()]
-        assert announced == metadata
-        self.weights |= found
-
-    def reset_prefix_cache(self) -> None:
-        self.events.append("synced")
-
-    def _post(self, url: str, **kwargs: Any) -> dict[str, Any]:
-        assert url == f"{self.base_url}/v1/completions"
-        request, choices = kwargs["json"], []
-        with self.lock:
-            self.asked.append(request)
-        for prompt in request["prompt"]:
-            tokens, logps = reply_of(prompt, request["seed"], request["stop_token_ids"], request["max_tokens"])
-            names = [f"token_id:{token}" for token in tokens]
-            figures = {"tokens": names, "token_logprobs": logps, "top_logprobs": [None] * len(names)}
-            choices.append({"prompt_token_ids": prompt, "token_ids": tokens, "logprobs": figures})
-        return {"choices": choices}
+from rlhf.ppo.vllm_engine import SERVE, VLLMEngine, require_vllm, seeds
+from tests.architectures import tiny
+from tests.vllm_stubs import (
+    COLOCATE,
+    PROMPTS,
+    SERVER,
+    STOPS,
+    UNIFORMS,
+    Client,
+    behind,
+    both,
+    engine,
+    install,
+    named,
+    reply_of,
+)
 
 
 @pytest.fixture(autouse=True)
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stubs where TRL looks for vLLM, and the environment as it was afterwards."""
-    monkeypatch.setattr(vllm_engine, "find_spec", lambda name: object())
-    monkeypatch.setattr(vllm_generation, "is_vllm_available", lambda: True)
-    monkeypatch.setattr(vllm_generation, "LLM", LLM, raising=False)
-    monkeypatch.setattr(vllm_generation, "SamplingParams", SamplingParams, raising=False)
-    monkeypatch.setattr(vllm_generation, "VLLMClient", Client)
-    monkeypatch.setattr(vllm_generation, "empty_cache", lambda: None)
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+    install(monkeypatch)
 
 
 @pytest.fixture
 def policy() -> Any:
     return named(tiny("llama"))
-
-
-def named(policy: Any) -> Any:
-    policy.name_or_path = policy.config.name_or_path = "runs/sft"
-    return policy
-
-
-def engine(mode: str, policy: Any, temperature: float = 0.9, **settings: Any) -> VLLMEngine:
-    settings = MODES[mode] | settings
-    return VLLMEngine(mode, policy, Accelerator(cpu=True), None, STOPS, 6, temperature, **settings)
-
-
-def behind(engine: VLLMEngine) -> Any:
-    """The stub that this engine talks to."""
-    return engine.vllm.llm if engine.engine == "vllm_colocate" else engine.vllm.vllm_client
-
-
-both = pytest.mark.parametrize("mode", MODES)
 
 
 # --- replies -----------------------------------------------------------------------------------
@@ -274,140 +131,6 @@ def test_each_process_has_the_seeds_of_the_prompts_it_hands_over(
     rollout.accelerator, rollout.tensor_parallel = SimpleNamespace(process_index=3), group
     monkeypatch.setattr(vllm_engine, "gather_object", lambda mine: everyones)
     assert rollout._gathered_seeds(UNIFORMS[:2]) == (wanted or everyones)
-
-
-# --- weights -----------------------------------------------------------------------------------
-
-
-@both
-def test_vllm_gets_the_policys_weights_under_its_own_names(mode: str, policy: Any) -> None:
-    networks = PolicyAndValue(policy, "shared")
-    rollout = engine(mode, networks.policy)
-    rollout.generate(networks.policy, PROMPTS, UNIFORMS)
-    weights = behind(rollout).weights
-    assert list(weights) == [name for name, _ in tiny("llama").named_parameters()]  # no `policy.`, no value head
-    assert all(torch.equal(weights[name], weight) for name, weight in policy.named_parameters())
-
-
-@both
-@pytest.mark.parametrize("with_value", [False, True])
-def test_of_a_lora_policy_vllm_gets_the_weights_with_its_adapter_merged(mode: str, with_value: bool) -> None:
-    plain = named(tiny("llama"))
-    names = [name for name, _ in plain.named_parameters()]
-    model = lora(plain, with_value)
-    rollout = engine(mode, model)
-    rollout.generate(model, PROMPTS, UNIFORMS)
-    weights = behind(rollout).weights
-    assert list(weights) == names
-    layer = model.get_base_model().model.layers[1].self_attn.v_proj
-    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    wanted = layer.base_layer.weight + layer.scaling["default"] * up @ down  # the value's adapter is not in it
-    torch.testing.assert_close(weights["model.layers.1.self_attn.v_proj.weight"], wanted)
-    assert not layer.merged and model.active_adapter == "default"
-
-
-def test_merging_moves_the_weights_under_a_lora_and_they_are_given_back() -> None:
-    model = lora(tiny("llama")).to(torch.bfloat16)
-    layer = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
-    before = layer.weight.detach().clone()
-
-    def merge() -> None:
-        model.merge_adapter()
-        model.unmerge_adapter()
-
-    with unmoved(model):
-        merge()
-        assert not torch.equal(layer.weight, before)  # else there were nothing to give back
-    assert torch.equal(layer.weight, before)
-    with pytest.raises(RuntimeError), unmoved(model):
-        merge()
-        raise RuntimeError
-    assert torch.equal(layer.weight, before)
-
-
-@both
-def test_training_a_lora_leaves_the_weights_under_it_as_they_were(mode: str) -> None:
-    model = named(lora(named(tiny("llama"))).to(torch.bfloat16))
-    before = {name: weight.clone() for name, weight in model.named_parameters() if "lora_" not in name}
-    rollout = engine(mode, model)
-    for _ in range(3):
-        rollout.generate(model, PROMPTS, UNIFORMS)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if "lora_" in name:
-                    weight.add_(0.1)
-    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)
-    assert behind(rollout).events.count("synced") == 3
-
-
-@both
-def test_weights_are_sent_where_they_changed_and_only_there(mode: str, policy: Any) -> None:
-    rollout = engine(mode, policy)
-
-    def num_sent() -> int:
-        rollout.generate(policy, PROMPTS, UNIFORMS)
-        return behind(rollout).events.count("synced")
-
-    assert num_sent() == 1  # the first time, whatever vLLM was started with
-    assert num_sent() == 1
-    with torch.no_grad():
-        policy.model.norm.weight[3] += 2**-20
-    assert num_sent() == 2
-    policy.load_state_dict(tiny("llama").state_dict())  # as a resumed run or an average does, at no step
-    assert num_sent() == 3
-    assert num_sent() == 3
-    assert torch.equal(behind(rollout).weights["model.norm.weight"], policy.model.norm.weight)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "bits"),
-    [
-        (torch.float32, torch.int32),
-        (torch.bfloat16, torch.int16),
-        (torch.float16, torch.int16),
-        (torch.float64, torch.int64),
-    ],
-)
-def test_the_smallest_change_changes_the_fingerprint(dtype: torch.dtype, bits: torch.dtype) -> None:
-    model = torch.nn.Linear(8, 4).to(dtype)
-    before = fingerprint(model)
-    assert fingerprint(model) == before
-    model.weight.detach().view(bits)[1, 5] += 1  # the last bit
-    assert fingerprint(model) != before
-
-
-def test_frozen_weights_are_not_looked_at_and_one_sign_counts() -> None:
-    model = torch.nn.Linear(2, 2)
-    model.bias.requires_grad_(False)
-    before = fingerprint(model)
-    with torch.no_grad():
-        model.bias.add_(1.0)
-    assert fingerprint(model) == before
-    with torch.no_grad():
-        model.weight[0, 1] *= -1
-    assert fingerprint(model) != before
-
-
-def test_sharded_weights_are_sent_each_time() -> None:
-    """ZeRO-3 may hold a weight's shard elsewhere: there is nothing to compare."""
-    model = torch.nn.Linear(2, 2)
-    model.weight.ds_id = 0  # type: ignore[assignment]
-    assert fingerprint(model) is None
-
-
-def test_an_engine_that_sleeps_gets_its_weights_again_before_it_speaks(policy: Any) -> None:
-    rollout = engine("vllm_colocate", policy, enable_sleep_mode=True)
-    rollout.generate(policy, PROMPTS, UNIFORMS)
-    rollout.generate(policy, PROMPTS, UNIFORMS)
-    round_ = ["awake weights", "synced", "awake kv_cache", "asleep"]
-    assert behind(rollout).events == ["asleep", *round_, *round_]
-
-
-def test_no_gradients_are_kept(policy: Any) -> None:
-    rollout = engine("vllm_colocate", policy)
-    rollout.generate(policy, PROMPTS, UNIFORMS)
-    assert all(weight.grad is None for weight in policy.parameters())
-    assert not any(weight.requires_grad for weight in behind(rollout).weights.values())
 
 
 # --- errors ------------------------------------------------------------------------------------

@@ -1,13 +1,18 @@
 """Run folders: never overwritten, never half-made, resumed only with the same settings."""
 
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.models import load_policy
 from rlhf.records import Run
 from rlhf.runs import file_sha256, open_run, read_run
+from tests import ppo_cases as cases
+from tests import stages
 
 
 def _finish(folder: Path, file: Path, **config: object) -> Run:
@@ -94,6 +99,63 @@ def test_a_full_disk_is_one_line_and_leaves_no_folder(full_disk: Path) -> None:
     ):
         (run.path / "model.safetensors").write_bytes(b"x" * 2_000_000)
     assert not (full_disk / "r").exists()
+
+
+def test_a_saved_model_outlives_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mend it"), open_run("sft", tmp_path / "r", {}, {}) as run:
+        (run.path / "model.safetensors").write_bytes(b"x")
+        (run.path / "tokenizer_config.json").write_text("{}")
+        raise UserError("mend it")
+    assert (tmp_path / "r" / "model.safetensors").read_bytes() == b"x"
+    assert not read_run(tmp_path / "r").finished
+
+
+@pytest.mark.parametrize(("call", "trained"), [(1, False), (2, False), (3, True)])
+def test_a_reward_that_fails_after_training_leaves_the_model_and_before_its_end_nothing(
+    tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch, call: int, trained: bool
+) -> None:
+    """Two rounds without checkpoints, then the evaluation: the reward's third call comes when the model is saved."""
+    monkeypatch.setattr(cases, "FAIL_AT", [call])
+    values = {key: value for key, value in cases.SETTINGS.items() if key not in ("use_cpu", "logging_nan_inf_filter")}
+    prompts = stages.prompts(tmp_path / "prompts.jsonl", 12).read_text().splitlines(keepends=True)
+    for name, rows in (("train", prompts[:8]), ("eval", prompts[8:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows))
+    with pytest.raises(UserError, match="the scorer fell over"):
+        stages.run(
+            "ppo",
+            **{**values, "max_steps": 2, "save_strategy": "no"},
+            prompts=tmp_path / "train.jsonl",
+            eval_prompts=tmp_path / "eval.jsonl",
+            reward=["tests.ppo_cases:fails_once"],
+            model_name_or_path=policy_folder,
+            output_dir=tmp_path / "run",
+        )
+    assert (tmp_path / "run").exists() == trained
+    if trained:
+        assert load_policy(str(tmp_path / "run")).max_length == 256
+        assert not read_run(tmp_path / "run").finished
+
+
+def test_weights_that_a_full_disk_cut_off_are_not_kept(
+    tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds that transformers writes the tokenizer after the weights."""
+    import transformers.modeling_utils
+
+    def half(tensors: Any, path: Any, **_: Any) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", half)
+    with pytest.raises(UserError, match="no space left on the disk"):
+        stages.run(
+            "sft",
+            **{**stages.TRAINING, "max_steps": 1, "save_strategy": "no"},
+            demonstrations=stages.demonstrations(tmp_path / "demonstrations.jsonl"),
+            model_name_or_path=policy_folder,
+            output_dir=tmp_path / "run",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:

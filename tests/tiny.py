@@ -1,5 +1,6 @@
 """Tiny models for tests: built in memory, no network, under a second."""
 
+import json
 from pathlib import Path
 
 from rlhf.models import new_llama, train_tokenizer
@@ -29,3 +30,15 @@ def tiny_policy(folder: str | Path, max_length: int = 256, seed: int = 0) -> Pat
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def endless_policies(place: Path, names: tuple[str, ...]) -> list[str]:
+    """Policies of these names that never end their turn: a random one does so at one token in 300, by chance."""
+    folders = []
+    for seed, name in enumerate(names):
+        folder = tiny_policy(place / name, max_length=4096, seed=seed)
+        generation = json.loads((folder / "generation_config.json").read_text())
+        generation["suppress_tokens"] = [generation["eos_token_id"]]
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+        folders.append(str(folder))
+    return folders

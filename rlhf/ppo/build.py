@@ -1,4 +1,4 @@
-"""From what the user gives to the modules that are trained: policy, value model, reference."""
+"""From what the user gives, held against what it needs, to the modules: policy, value model, reference."""
 
 from typing import Any
 
@@ -8,6 +8,28 @@ from rlhf.errors import UserError
 from rlhf.models import context_length, load_causal, load_classifier, load_tokenizer
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, Reference, causal, disable_dropout, score_head, whole
+from rlhf.ppo.vllm_engine import require_vllm
+
+
+def check_arguments(args: PPOConfig, train_dataset: Any, eval_dataset: Any, gold_func: Any, sft_dataset: Any) -> None:
+    """Raise UserError for settings that miss what they need."""
+    if args.engine != "hf":
+        require_vllm(args.engine)
+    needed = args.per_device_train_batch_size * args.world_size
+    if len(train_dataset) < needed:
+        raise UserError(
+            f"train_dataset: has {len(train_dataset)} prompts and a round takes {needed}; give more, or lower "
+            "--per_device_train_batch_size"
+        )
+    columns = set(train_dataset[0])
+    if not columns & {"prompt", "prompt_ids"}:
+        raise UserError(f"train_dataset: has no column `prompt`; there are: {', '.join(sorted(columns))}")
+    if args.ptx_coef and sft_dataset is None:
+        raise UserError("ptx_coef: needs demonstrations to mix in; give sft_dataset (--demonstrations FILE)")
+    if args.guard_steps and gold_func is None:
+        raise UserError("guard_steps: needs a gold to ask; give gold_func (--gold), or set --guard_steps 0")
+    if args.guard_steps and eval_dataset is None:
+        raise UserError("guard_steps: needs held-out prompts; give eval_dataset (--eval_prompts FILE)")
 
 
 def build_models(

@@ -5,6 +5,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer
 
 from rlhf.errors import UserError
@@ -26,7 +27,7 @@ class Checkpoints(Trainer):
     model, or its head and adapter), and in checkpoints also ppo_state.json beside what Trainer saves.
     """
 
-    args: PPOConfig  # type: ignore[assignment]
+    args: PPOConfig
     model: Any
     model_wrapped: Any
     processing_class: Any
@@ -100,10 +101,15 @@ class Checkpoints(Trainer):
                     parameter.copy_(weights[name])
 
     def save_before_end(self) -> None:
-        """Save a checkpoint of the last whole round, where there is none yet: the run is about to stop."""
+        """Save a checkpoint of the last whole round, where there is none yet: the training is about to stop.
+
+        Of the ranks all must call it, or none.
+        """
         step = self.state.global_step
+        if not self.is_in_train or step == 0 or self.args.save_strategy == "no":
+            return
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
-        if step > 0 and self.args.save_strategy != "no" and not folder.is_dir():
+        if not any(gather_object([folder.is_dir()])):  # asked on all ranks before the first of them makes it
             self._save_checkpoint(self.model_wrapped, None)
 
 

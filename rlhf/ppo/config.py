@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from rlhf.errors import UserError
+from rlhf.hardware import spare_broken_amx
 
 _CHOICES = {
     "kl_estimator": ("k1", "k3"),
@@ -135,6 +136,8 @@ class PPOConfig(TrainingArguments):
         super().__post_init__()
         if self.micro_batch_tokens is None:
             self.micro_batch_tokens = 1024 if self.device.type == "cpu" else 16_384
+        if self.bf16 and self.device.type == "cpu":
+            spare_broken_amx()
         for key, choices in _CHOICES.items():
             value = getattr(self, key)
             if value is not None and value not in choices:

@@ -20,8 +20,10 @@ class Guard(TrainerCallback):
         self.message: str | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.gold and not self.trainer.ppo.guard:
-            self._look(0)
+        looks, step = self.trainer.ppo.guard.get("looks"), state.global_step
+        missed = bool(looks) and looks[-1]["step"] < step and self._is_due(args, state)  # it failed and ended the run
+        if self.gold and (not looks or missed):
+            self._look(step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
@@ -31,12 +33,15 @@ class Guard(TrainerCallback):
                 f"stopped at step {step}: the KL is {kl:.1f} nats a reply, over --kl_ceiling {args.kl_ceiling}; "
                 "raise --kl_coef or lower --learning_rate"
             )
-        if self.gold and (step % args.guard_steps == 0 or step == state.max_steps):
+        if self._is_due(args, state):
             self._look(step)
             self.message = overoptimized(self.trainer.ppo.guard["looks"], args.guard_patience) or self.message
         if self.message:
             control.should_training_stop = True
             control.should_save = args.save_strategy != "no"
+
+    def _is_due(self, args: Any, state: Any) -> bool:
+        return bool(self.gold) and (state.global_step % args.guard_steps == 0 or state.global_step == state.max_steps)
 
     def _look(self, step: int) -> None:
         trainer = self.trainer
@@ -49,7 +54,8 @@ class Guard(TrainerCallback):
         }
         looks = trainer.ppo.guard.setdefault("looks", [])
         looks.append(look)
-        trainer.log({"guard/gold": _mean(look["gold"]), "guard/score": look["score"]})
+        figures = {"gold": _mean(look["gold"]), "score": look["score"], "worse": float(worse_in_a_row(looks))}
+        trainer.log({f"guard/{name}": figure for name, figure in figures.items()})
         if best(looks) is look:
             trainer.save_model(str(Path(trainer.args.output_dir) / "best"), _internal_call=True)
 
@@ -59,18 +65,25 @@ def best(looks: list[dict[str, Any]]) -> dict[str, Any]:
     return max(looks, key=lambda look: (_mean(look["gold"]), -look["step"]))
 
 
+def worse_in_a_row(looks: list[dict[str, Any]]) -> int:
+    """How many looks, back from the last, have less gold than the best one at a higher score.
+
+    Less by more than chance: the 95% interval of the paired differences over prompts lies below 0.
+    """
+    top = best(looks)
+    worse = [_worse(look, top) and look["score"] > top["score"] for look in reversed(looks)]
+    return [*worse, False].index(False)
+
+
 def overoptimized(looks: list[dict[str, Any]], patience: int) -> str | None:
     """Why to stop, or None.
 
-    The last `patience` looks must each have less gold than the best one, by more than chance (the 95%
-    interval of the paired differences over prompts lies below 0), at a higher score (Gao et al. 2023,
-    "Scaling laws for reward model overoptimization").
+    The last `patience` looks must each be worse than the best one (see `worse_in_a_row`; Gao et al. 2023, "Scaling
+    laws for reward model overoptimization").
     """
-    top = best(looks)
-    recent = looks[-patience:]
-    if len(recent) < patience or not all(_worse(look, top) and look["score"] > top["score"] for look in recent):
+    if worse_in_a_row(looks) < patience:
         return None
-    last = recent[-1]
+    top, last = best(looks), looks[-1]
     return (
         f"stopped at step {last['step']}: the gold has fallen from {_mean(top['gold']):.3g} (step {top['step']}) to "
         f"{_mean(last['gold']):.3g} while the score rose from {top['score']:.3g} to {last['score']:.3g}: the policy "

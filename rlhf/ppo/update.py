@@ -79,11 +79,12 @@ class Updates(Trainer):
             with self._accumulating(model, last=at == len(groups) - 1 and not demonstrations):
                 loss, part, moved = self._loss(model, batch.flat(group), device)
                 sums += part * weight
-                deviation = max(deviation, moved)
+                deviation = max(deviation, moved if weight else 0.0)
                 self._backward(loss * weight * num_ranks, sums)
         figures = {"loss/ptx": self._imitate(model, demonstrations, sums)} if demonstrations else {}
-        figures |= dict(zip(_SUMS, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
-        figures["ratio/first_deviation"] = deviation
+        *parts, deviations = self.accelerator.gather(torch.cat([sums, sums.new_tensor([deviation])])[None]).unbind(1)
+        figures |= {name: part.sum().item() for name, part in zip(_SUMS, parts, strict=True)}
+        figures["ratio/first_deviation"] = deviations.max().item()
         figures["loss"] = figures["loss/policy"] + args.vf_coef * figures["loss/value"]
         figures["loss"] += args.ptx_coef * figures.get("loss/ptx", 0.0)
         norm = self._step(model, finite=math.isfinite(figures["loss"]))

@@ -1,0 +1,134 @@
+"""How episodes are made: replies sampled, weighed by policy, reference and value model, and scored."""
+
+import time
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from trl.models.utils import unwrap_model_for_generation
+
+from rlhf.ppo.checkpoint import Checkpoints
+from rlhf.ppo.endpoint import RewardError
+from rlhf.ppo.engines import Engine
+from rlhf.ppo.networks import kept_hidden, logits_of, token_logps
+from rlhf.ppo.prompts import Prompts, Row
+from rlhf.ppo.rewards import Reward
+from rlhf.ppo.rollout import Episode, micro_batches, pack, seeded
+from rlhf.ppo.scores import combine, score
+from rlhf.ppo.selfcheck import check_architecture
+
+
+class Experience(Checkpoints):
+    """The part of PPOTrainer that turns prompts into episodes; where a reward fails it leaves a checkpoint."""
+
+    accelerator: Any
+    engine: Engine
+    prompts: Prompts
+    rewards: list[Reward]
+    stop_ids: set[int]
+    checked: bool = False  # whether the self-check has passed
+
+    def roll_out(
+        self, rows: list[Row], purpose: str, step: int, gold: list[Reward] | None = None
+    ) -> tuple[list[Episode], dict[str, float]]:
+        """Sample one reply to each row's prompt, weigh and score it; every rank gets all ranks' episodes.
+
+        The randomness of a reply comes from the seed, `purpose`, `step` and its place among all ranks'
+        rows alone, so the same rows get the same replies however many ranks share them.
+        """
+        clock, seconds = _Clock(), {}
+        prompts = [self.prompts.ids(row) for row in rows]
+        first, num_ranks = self.accelerator.process_index * len(rows), self.accelerator.num_processes
+        generator = seeded(self.args.seed, purpose, step)
+        uniforms = torch.rand(len(rows) * num_ranks, self.args.max_new_tokens, generator=generator)
+        mine = uniforms[first : first + len(rows)]
+        engine, own = self.engine, self.engine.own_weights
+        replies = engine.generate(self.model.policy, prompts, mine) if own else []
+        with (
+            torch.no_grad(),
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
+            self.accelerator.autocast(),
+        ):
+            networks: Any = unwrapped
+            replies = replies if own else engine.generate(networks.policy, prompts, mine)
+            episodes = [
+                Episode(prompt, ids, ids[-1] in self.stop_ids, self.prompts.text(ids))
+                for prompt, ids in zip(prompts, replies, strict=True)
+            ]
+            seconds["seconds/rollout"] = clock.lap()
+            self._weigh(networks, episodes)
+            if not self.checked and self.args.engine == "hf":
+                check_architecture(networks.policy, episodes, mine, self.args.temperature)
+                self.checked = True
+        if self.engine.logps is not None:
+            for episode, logps in zip(episodes, self.engine.logps, strict=True):
+                episode.engine_logps = logps
+        seconds["seconds/reference"] = clock.lap()
+        self._score(rows, episodes, gold or [])
+        seconds["seconds/reward"] = clock.lap()
+        return gather_object(episodes), seconds
+
+    def look(self, rows: list[Row], gold: list[Reward] | None = None) -> list[Episode]:
+        """One reply to each row with the same randomness at every look, shared between ranks."""
+        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        share = -(-len(rows) // num_ranks)
+        mine = [rows[min(at, len(rows) - 1)] for at in range(rank * share, (rank + 1) * share)]
+        training = self.model.training
+        self.model.eval()
+        try:
+            episodes, _ = self.roll_out(mine, "look", 0, gold)
+        finally:
+            self.model.train(training)
+        return episodes[: len(rows)]
+
+    def _weigh(self, networks: Any, episodes: list[Episode]) -> None:
+        """Log-probabilities under policy and reference, values and entropy, on each episode's tokens."""
+        lengths = [episode.length for episode in episodes]
+        groups = micro_batches(lengths, list(range(len(episodes))), self.args.micro_batch_tokens or 1)
+        batches = [(group, *pack([episodes[row] for row in group], self.args.device)) for group in groups]
+        for group, input_ids, keep in batches:
+            figures = networks(input_ids, keep, self.args.temperature, entropy=True)
+            parts = [figure.split([len(episodes[row].ids) for row in group]) for figure in figures]
+            for row, logps, values, entropy in zip(group, *parts, strict=True):
+                episodes[row].logps, episodes[row].values = logps.tolist(), values.tolist()
+                episodes[row].entropy = entropy.mean().item()
+        with self.reference.active(self.args.device) as reference:
+            for group, input_ids, keep in batches:
+                hidden = kept_hidden(reference, input_ids, keep)
+                logps = token_logps(logits_of(reference), hidden, input_ids[:, 1:][keep], self.args.temperature)
+                for row, part in zip(group, logps.split([len(episodes[row].ids) for row in group]), strict=True):
+                    episodes[row].ref_logps = part.tolist()
+
+    def _score(self, rows: list[Row], episodes: list[Episode], gold: list[Reward]) -> None:
+        """Ask the reward functions, and the gold where there is one; an error on one rank is raised on all."""
+        args = self.args
+        columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "prompt_ids")}
+        prompts = [self.prompts.shown(row) for row in rows]
+        completions = [
+            [{"role": "assistant", "content": episode.text}] if isinstance(prompt, list) else episode.text
+            for prompt, episode in zip(prompts, episodes, strict=True)
+        ]
+        error, scores, golds = "", [], []
+        try:
+            scores = score(self.rewards, prompts, completions, columns, args.reward_timeout)
+            golds = score(gold, prompts, completions, columns, args.reward_timeout)
+        except RewardError as caught:
+            error = str(caught)
+        if failed := [message for message in gather_object([error]) if message]:
+            self.save_before_end()
+            raise RewardError(failed[0])
+        totals = combine(scores, args.reward_weights, args.reward_ensemble, args.reward_ensemble_k)
+        for row, episode in enumerate(episodes):
+            episode.scores, episode.score = [each[row] for each in scores], totals[row]
+            episode.gold = [each[row] for each in golds]
+
+
+class _Clock:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self.at = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self.at = self.at, time.perf_counter()
+        return self.at - before

@@ -1,0 +1,108 @@
+"""Classifiers as reward functions: a folder, a loaded model, an adapter; and what cannot score."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf.errors import UserError
+from rlhf.models import load_causal, load_classifier, load_tokenizer
+from rlhf.ppo.rewards import load_rewards
+from rlhf.ppo.scores import score
+from rlhf.scoring import load_reward_model
+from tests.reward_cases import COMPLETIONS, PROMPTS, TEXTS, ask
+
+
+@pytest.fixture(scope="module")
+def reward_folder(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny reward model with random weights, saved as a reward run saves it."""
+    folder = tmp_path_factory.mktemp("rewards") / "tiny"
+    tokenizer = load_tokenizer(str(policy_folder))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = load_classifier(str(policy_folder), tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_folder_scores_as_the_reward_model_alone(reward_folder: Path) -> None:
+    """By hand: the whole conversation in ChatML, the head's output at the end of the reply's turn."""
+    tokenizer = load_tokenizer(str(reward_folder))
+    model = load_classifier(str(reward_folder), tokenizer).eval()
+    expected = []
+    for prompt, text in zip(PROMPTS, TEXTS, strict=True):
+        whole = f"<|im_start|>user\n{prompt[0]['content']}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>"
+        ids = torch.tensor([tokenizer(whole, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            expected.append(model.score(model.model(ids).last_hidden_state[0, -1]).item())
+    assert len({round(value, 4) for value in expected}) == 3
+    # Columns are of no interest to a classifier, also one that is called as its own argument is.
+    assert ask(str(reward_folder), columns={"responses": [1, 2, 3]})[0] == pytest.approx(expected, abs=1e-5)
+    (reward,) = load_rewards(reward_folder, batch_size=2)
+    assert reward.name == "tiny"
+    plain = score([reward], [prompt[0]["content"] for prompt in PROMPTS], TEXTS, {}, 60)
+    assert plain[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_loaded_model_scores_as_its_folder_and_leaves_the_tokenizer_as_it_was(reward_folder: Path) -> None:
+    tokenizer = load_tokenizer(str(reward_folder))
+    model = load_classifier(str(reward_folder), tokenizer)
+    # As a policy has them, whose tokenizer it may be: with pad for eos the end of turn would not be scored.
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.eos_token_id
+    (reward,) = load_rewards((model, tokenizer))
+    assert reward.name == "tiny"
+    assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", tokenizer.eos_token)
+    scores = score([reward], PROMPTS, COMPLETIONS, {}, 60)[0]
+    assert scores == pytest.approx(load_reward_model(str(reward_folder))(PROMPTS, TEXTS), abs=1e-5)
+
+
+def test_an_adapter_of_a_classifier_is_a_reward_model(policy_folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer = load_tokenizer(str(policy_folder))
+    model = get_peft_model(load_classifier(str(policy_folder), tokenizer), LoraConfig(task_type="SEQ_CLS"))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    expected = load_rewards((model, tokenizer))
+    loaded = load_rewards(str(tmp_path / "adapter"))
+    there, here = (score(each, PROMPTS, COMPLETIONS, {}, 60)[0] for each in (expected, loaded))
+    assert here == pytest.approx(there, abs=1e-5)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    headless = {**settings, "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(headless))
+    with pytest.raises(UserError, match=r"adapter: is a language model without a score"):
+        load_rewards(str(tmp_path / "adapter"))
+
+
+def test_what_cannot_score_is_refused(policy_folder: Path, reward_folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(policy_folder))
+    causal = load_causal(str(policy_folder))
+    model = load_classifier(str(reward_folder), load_tokenizer(str(reward_folder)))
+    bare = load_tokenizer(str(policy_folder))
+    bare.chat_template = None
+    shutil.copytree(reward_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template*"))
+    settings = json.loads((tmp_path / "bare" / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tmp_path / "bare" / "tokenizer_config.json").write_text(json.dumps(settings))
+    cases = [
+        ([], "reward_funcs: is empty; give at least one"),
+        ([7], "reward_funcs: a int cannot score; give a callable, a URL, the folder"),
+        ([(model, tokenizer, 1)], "reward_funcs: a tuple cannot score"),
+        ([(tokenizer, model)], "LlamaForSequenceClassification) cannot score; give `(model, tokenizer)`"),
+        ([model], "reward_funcs: tiny has no tokenizer; give `(model, tokenizer)`"),
+        ([(causal, tokenizer)], "reward_funcs: LlamaForCausalLM has 2 labels; give a sequence classifier with one"),
+        ([(model, bare)], "tokenizer of LlamaForSequenceClassification has no chat template; give it one: set"),
+        ([tmp_path / "bare"], "bare: the reward model's tokenizer has no chat template; give it one: set"),
+        ([str(policy_folder)], "is a language model without a score; give the folder of a `rlhf reward` run"),
+        ([str(tmp_path / "none")], "none: no such model folder; check the path, or give a Hub id"),
+        (["http://"], "http://: is a URL without a host; give http://host:port/path"),
+        (["http://host:port"], "http://host:port: is not a URL (Invalid port: 'port'); give http://host:port/path"),
+    ]
+    for item, message in cases:
+        with pytest.raises(UserError) as error:
+            load_rewards(item)
+        assert message in str(error.value)
