@@ -69,7 +69,7 @@ class PolicyAndValue(nn.Module):
             hidden = kept_hidden(self.value_model, input_ids, keep)
             return logps, score_head(self.value_model)(hidden).squeeze(-1).float(), spread
         if self.kind == "adapter":
-            with _adapter(self.policy, VALUE_ADAPTER):
+            with active_adapter(self.policy, VALUE_ADAPTER):
                 hidden = kept_hidden(self.policy, input_ids, keep)
         elif detach_value:
             hidden = hidden.detach()
@@ -257,7 +257,7 @@ def whole(model: nn.Module, written: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def _adapter(policy: Any, name: str) -> Iterator[None]:
+def active_adapter(policy: Any, name: str) -> Iterator[None]:
     """Switch a PEFT model to another adapter, and back; every adapter keeps learning."""
     before = policy.active_adapter
     trainable = [p for p in policy.parameters() if p.requires_grad]

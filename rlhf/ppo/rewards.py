@@ -19,6 +19,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.models import check_model_folder, context_length, give_own_pad, load_tokenizer
+from rlhf.ppo.backbone import on_backbone
 from rlhf.ppo.endpoint import HTTPReward
 from rlhf.records import RewardFunction
 from rlhf.scoring import RewardModel, load_reward_model
@@ -36,7 +37,11 @@ class Reward:
 
 
 def load_rewards(
-    reward_funcs: Any, max_length: int | None = None, batch_size: int = 32, trust_remote_code: bool = False
+    reward_funcs: Any,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    trust_remote_code: bool = False,
+    policy: Any = None,
 ) -> list[Reward]:
     """Reward functions from what a user may give for them.
 
@@ -48,6 +53,7 @@ def load_rewards(
         max_length: tokens of prompt and reply that a classifier reads; by default its context.
         batch_size: completions that go to a classifier or an endpoint at a time.
         trust_remote_code: run a checkpoint's own code.
+        policy: a LoRA policy; a reward model that is a LoRA on the same base is scored on its weights.
 
     Raises:
         UserError: something else was given, or a checkpoint is no reward model.
@@ -57,7 +63,7 @@ def load_rewards(
         raise UserError("reward_funcs: is empty; give at least one callable, URL or reward model")
     rewards: dict[str, Reward] = {}
     for item in items:
-        function = _function(item, max_length, batch_size, trust_remote_code)
+        function = _function(item, max_length, batch_size, trust_remote_code, policy)
         name = base = _name(item)
         number = 1
         while name in rewards:
@@ -67,11 +73,13 @@ def load_rewards(
     return list(rewards.values())
 
 
-def _function(item: Any, max_length: int | None, batch_size: int, trust_remote_code: bool) -> Callable[..., Any]:
+def _function(
+    item: Any, max_length: int | None, batch_size: int, trust_remote_code: bool, policy: Any
+) -> Callable[..., Any]:
     if isinstance(item, str) and item.startswith(_URL):
         return HTTPReward(item, batch_size)
     if isinstance(item, str | Path):
-        return text_reward(_checkpoint(str(item), max_length, batch_size, trust_remote_code))
+        return text_reward(_checkpoint(str(item), max_length, batch_size, trust_remote_code, policy))
     if isinstance(item, tuple) and len(item) == 2:
         return text_reward(_classifier(*item, max_length, batch_size))
     if isinstance(item, torch.nn.Module) and hasattr(item, "config"):
@@ -95,7 +103,9 @@ def _name(item: Any) -> str:
     return getattr(item, "__name__", type(item).__name__).strip("<>")  # <lambda>
 
 
-def _checkpoint(path: str, max_length: int | None, batch_size: int, trust_remote_code: bool) -> RewardModel:
+def _checkpoint(
+    path: str, max_length: int | None, batch_size: int, trust_remote_code: bool, policy: Any
+) -> RewardModel:
     check_model_folder(path)
     if not load_tokenizer(path, trust_remote_code=trust_remote_code).chat_template:
         raise UserError(f"{path}: the reward model's tokenizer has no chat template; {_TEMPLATE}")
@@ -104,6 +114,8 @@ def _checkpoint(path: str, max_length: int | None, batch_size: int, trust_remote
     is_adapter = adapter.is_file()
     if is_adapter and json.loads(adapter.read_text(encoding="utf-8")).get("task_type") != "SEQ_CLS":
         raise headless
+    if is_adapter and (shared := on_backbone(policy, path, max_length, batch_size)) is not None:
+        return shared
     reward = load_reward_model(path, max_length, batch_size, trust_remote_code)
     # A language model loads too, with a new head, and would pay the policy for nothing at all.
     kinds = () if is_adapter else reward.model.config.architectures or ()
