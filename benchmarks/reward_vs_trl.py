@@ -5,7 +5,8 @@
 TRL's arm reads the pairs as their file has them ("\\n\\nHuman: ...\\n\\nAssistant: ..."), the last 150 tokens of each
 side, 2 epochs at 3e-4: the reference in docs/results.md. Ours is the reward stage of
 configs/recipes/hh_harmless.yaml, from the same model. Both are asked about the same held-out pairs. Finished arms
-are read and not run again; one takes seven to twelve minutes on one core. Prints Markdown and writes benchmarks/results/reward_vs_trl.json.
+are read and not run again; one takes about ten minutes. Prints Markdown and writes
+benchmarks/results/reward_vs_trl.json.
 """
 
 import argparse
