@@ -10,7 +10,7 @@ Configurations (benchmarks/ppo_inputs.py says how replies end in all arms alike)
 
 - full: a separate value model, float32, every reply 64 tokens long;
 - ragged: the same, replies of 8 to 64 tokens, the same lengths in every arm;
-- best: ours with the value head on the policy's trunk, and bf16 where the CPU is faster in it, against TRL as in `full`.
+- best: ours with the value head on the policy's trunk, in bf16 where the CPU is faster in it; TRL as in `full`.
 """
 
 import argparse
