@@ -1,5 +1,6 @@
 """What every trainer here shares: its log goes to the run folder, it resumes, it saves a plain checkpoint."""
 
+import atexit
 import math
 import os
 import shutil
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -135,7 +137,6 @@ def drop_torn_checkpoints(folder: Path) -> None:
 def set_up(arguments: Any) -> None:
     """Settings that every trainer here needs whatever the config says."""
     import datasets
-    import torch
 
     from rlhf.hardware import spare_broken_amx
 
@@ -149,11 +150,18 @@ def set_up(arguments: Any) -> None:
     if arguments.output_dir in (None, "trainer_output"):
         raise UserError("output_dir: is not set; name the run's folder, as in --output_dir runs/sft")
     arguments.resume_from_checkpoint = None
+    atexit.register(_leave_group)
     if arguments.deepspeed:
         import deepspeed
 
         # ZeRO-3 cuts up weights while they load, and must know by then how many ranks there are.
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+
+
+def _leave_group() -> None:
+    """A rank that ends while its group's threads still run may be aborted, its work all done."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def encode_rows(

@@ -187,7 +187,8 @@ def test_the_config_that_comes_with_rlhf_is_valid():
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_verb(folders):
-    code = "import sys; from rlhf.chat import *; from rlhf.config import parse; run(parse(Config, sys.argv[1:]))"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
+    code += "import sys; from rlhf.chat import *; from rlhf.config import parse; run(parse(Config, sys.argv[1:]))"
     flags = ["--policies", *folders, "--port", "0"]
     verb = subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, text=True)
     assert verb.stdout is not None

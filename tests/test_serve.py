@@ -123,7 +123,8 @@ def test_an_adapter_is_merged_into_its_base(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_ends_the_server_and_the_verb(tmp_path):
     folder = tiny_policy(tmp_path / "run")
-    code = "import sys; from rlhf.serve import *; from rlhf.config import parse; run(parse(Config, sys.argv[1:]))"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in background jobs
+    code += "import sys; from rlhf.serve import *; from rlhf.config import parse; run(parse(Config, sys.argv[1:]))"
     flags = ["--policies", str(folder), "--engine", "transformers", "--port", "0"]
     verb = subprocess.Popen([sys.executable, "-c", code, *flags], stdout=subprocess.PIPE, text=True)
     line = verb.stdout.readline()  # comes when the server answers
