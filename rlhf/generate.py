@@ -47,10 +47,11 @@ def generate(
 ) -> Iterator[tuple[int, list[Reply]]]:
     """Sample `num_responses` replies to each prompt, `batch_size` replies at a time.
 
-    Yields `(batch number, replies)`. Prompts of like length share a batch. A batch's random numbers
-    come from the seed and its number alone, so a batch in `skip` (done before a kill) leaves the
-    others as they were. Prompts that do not fit lose their start, counted in `cut`.
-    Raises UserError where the context has no room for a prompt beside `max_new_tokens`.
+    Yields `(batch number, replies)`. Prompts of like length share a batch. A prompt's random numbers
+    come from the seed and its index alone, so neither the batch size nor a batch in `skip` (done
+    before a kill) changes the other replies. Prompts that do not fit lose their start, counted in `cut`.
+    Raises UserError where the context has no room for a prompt beside `max_new_tokens`, and for a
+    model that the decode loop does not suit.
     """
     space = check_room(policy, sampling)
     cut = cut if cut is not None else CutReport()
@@ -85,41 +86,39 @@ def _generate_batch(
 ) -> list[Reply]:
     import torch
 
-    rows = [encoded[index] for index in batch]
-    width = max(len(row) for row in rows)
-    pad = policy.tokenizer.pad_token_id
-    device = policy.model.device
-    input_ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)  # (prompts, time)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(_batch_seed(sampling.seed, number))
-        output = policy.model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            num_return_sequences=num_responses,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(policy.encoder.stop_ids),
-            pad_token_id=pad,
-            **sampling_options(sampling),
+    from rlhf.decoding import check_decoding, decode
+
+    prompts = [encoded[index] for index in batch for _ in range(num_responses)]
+    shape = (num_responses, sampling.max_new_tokens)
+    uniforms = torch.cat([torch.rand(shape, generator=_generator(sampling.seed, index)) for index in batch])
+    stops = policy.encoder.stop_ids
+    replies = decode(policy.model, prompts, uniforms, stops, sampling.temperature, len(prompts))
+    if number == 0:
+        check_decoding(policy.model, prompts, replies, uniforms, sampling.temperature)
+    return [
+        Reply(
+            batch[row // num_responses],
+            row % num_responses,
+            prompts[row],
+            ids,
+            policy.encoder.text(ids),
+            finished=bool(ids) and ids[-1] in stops,
         )
-    replies = []
-    for row, ids in enumerate(output[:, width:].tolist()):
-        at = row // num_responses
-        # The end is found by position, never by the pad id: pad and eos are one token in many checkpoints.
-        end = next((i for i, token in enumerate(ids) if token in policy.encoder.stop_ids), None)
-        kept = ids if end is None else ids[: end + 1]
-        text = policy.encoder.text(kept)
-        replies.append(Reply(batch[at], row % num_responses, rows[at], kept, text, end is not None))
-    return replies
+        for row, ids in enumerate(replies)
+    ]
 
 
 def sampling_options(sampling: Sampling) -> dict[str, Any]:
-    """What `generate` of transformers is told; all of it, since checkpoints bring defaults of their own."""
+    """What `generate` of transformers is told (by chat, which streams); all of it, since checkpoints bring defaults."""
     plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
     if sampling.temperature == 0:
         return plain | {"do_sample": False}
     return plain | {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
 
 
-def _batch_seed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:7], "big")
+def _generator(seed: int, prompt_index: int) -> Any:
+    """The random numbers of one prompt's replies."""
+    import torch
+
+    digest = hashlib.sha256(f"{seed}/{prompt_index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -21,7 +21,7 @@ ROWS = [
     ["rlhf.likelihood", "rlhf.scoring", "rlhf.training", "rlhf.streaming"],
     ["rlhf.generate"],
     ["rlhf.models"],
-    ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports"],
+    ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding"],
     ["rlhf.config"],
     ["rlhf.records"],
     ["rlhf.errors", "rlhf.hardware"],

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlhf.decoding import logits_of, trunk
 from rlhf.errors import UserError
 from rlhf.ppo import networks
-from rlhf.ppo.networks import Reference, disable_dropout, logits_of, token_entropy, token_logps, trunk
+from rlhf.ppo.networks import Reference, disable_dropout, token_entropy, token_logps
 from tests.architectures import SETTINGS, VOCABULARY, close, lora, tiny
 
 WITH_A_HEAD_OF_THEIR_OWN = {"gemma2", "gemma3_text", "cohere", "granite", "hyperclovax"}

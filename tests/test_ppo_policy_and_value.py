@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from rlhf.decoding import trunk
 from rlhf.errors import UserError
-from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, Reference, kept_hidden, score_head, trunk
+from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, Reference, kept_hidden, score_head
 from tests.architectures import SETTINGS, close, lora, tiny
 
 # Three rows: prompts of 2, 3 and 1 tokens, replies of 3, 1 and 4; what lies behind them is padding.

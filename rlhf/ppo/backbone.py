@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf.decoding import trunk
 from rlhf.models import context_length, load_tokenizer
-from rlhf.ppo.networks import active_adapter, disable_dropout, trunk
+from rlhf.ppo.networks import active_adapter, disable_dropout
 from rlhf.scoring import RewardModel
 
 

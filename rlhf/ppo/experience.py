@@ -7,10 +7,11 @@ import torch
 from accelerate.utils import gather_object
 from trl.models.utils import unwrap_model_for_generation
 
+from rlhf.decoding import logits_of
 from rlhf.ppo.checkpoint import Checkpoints
 from rlhf.ppo.endpoint import RewardError
 from rlhf.ppo.engines import Engine
-from rlhf.ppo.networks import kept_hidden, logits_of, token_logps
+from rlhf.ppo.networks import kept_hidden, token_logps
 from rlhf.ppo.prompts import Prompts, Row
 from rlhf.ppo.rewards import Reward
 from rlhf.ppo.rollout import Episode, micro_batches, pack, seeded

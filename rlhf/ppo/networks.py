@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlhf.decoding import causal, logits_of, trunk
 from rlhf.errors import UserError
 
 # Logits held at a time: more are computed in pieces, and once again in the backward pass.
@@ -104,16 +105,6 @@ class PolicyAndValue(nn.Module):
         return found
 
 
-def causal(policy: Any) -> Any:
-    """The causal language model itself, inside a PEFT wrapper too; adapters stay on."""
-    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
-
-
-def trunk(model: Any) -> Any:
-    """What turns ids into hidden states, without its head."""
-    return causal(model).base_model
-
-
 def score_head(classifier: Any) -> Any:
     """The last layer of a sequence classifier."""
     model = causal(classifier)
@@ -127,25 +118,6 @@ def kept_hidden(model: Any, input_ids: Tensor, keep: Tensor) -> Tensor:
     """The last hidden states that predict the kept tokens, `(tokens, hidden)`."""
     hidden = trunk(model)(input_ids=input_ids, use_cache=False).last_hidden_state
     return hidden[:, :-1][keep]
-
-
-def logits_of(policy: Any) -> Callable[[Tensor], Tensor]:
-    """From hidden states to logits as the model itself makes them: its last layer, and its scaling or cap."""
-    model = causal(policy)
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-    times = getattr(config, "logit_scale", None)  # Cohere
-    over = getattr(config, "logits_scaling", None)  # Granite
-    if config.model_type == "hyperclovax":
-        times, over = over, None
-
-    def logits(hidden: Tensor) -> Tensor:
-        out = head(hidden)
-        out = out * times if times else out
-        out = out / over if over else out
-        return torch.tanh(out / cap) * cap if cap else out
-
-    return logits
 
 
 def token_logps(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:

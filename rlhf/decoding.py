@@ -1,0 +1,209 @@
+"""The decode loop: token ids in, replies out, one random number a token.
+
+Prompts of like length share a batch. A reply that is finished leaves it once a quarter of the rows
+are, so that a few long replies do not keep the short ones computing. Each token is drawn from its own
+uniform number by inverting the distribution, so a reply depends on neither its batch nor the number
+of ranks. `benchmarks/decoding.py` sets it beside transformers' `generate`.
+"""
+
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from rlhf.errors import UserError
+
+# Rounding in 16 bits moves a draw close to a boundary to its neighbour.
+_MIN_SHARE_REDRAWN = 0.75
+
+
+@torch.no_grad()
+def decode(
+    policy: Any,
+    prompts: list[list[int]],
+    uniforms: Tensor,
+    stop_ids: Collection[int],
+    temperature: float,
+    batch_size: int,
+) -> list[list[int]]:
+    """One reply a prompt: ids up to the end-of-turn token, that included where there is one.
+
+    Args:
+        policy: a causal language model, a PEFT one included.
+        prompts: token ids, not padded.
+        uniforms: `(prompts, max_new_tokens)`, each in [0, 1): the randomness of each token.
+        stop_ids: tokens that end a reply.
+        temperature: what logits are divided by; 0 takes the likeliest token. No top-k, no top-p.
+        batch_size: replies at a time.
+    """
+    if "past_key_values" not in inspect.signature(trunk(policy).forward).parameters:
+        raise UserError(
+            f"{type(causal(policy)).__name__}: replies are decoded with a cache of keys and values, which this "
+            "architecture does not take; use a transformer"
+        )
+    replies: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = _decode_batch(policy, [prompts[row] for row in rows], uniforms[rows], sorted(stop_ids), temperature)
+        for row, ids in zip(rows, batch, strict=True):
+            replies[row] = cut(ids, stop_ids)
+    return replies
+
+
+def cut(ids: list[int], stop_ids: Collection[int]) -> list[int]:
+    """Up to the first end of turn: found by position, since pad and eos are one token in many checkpoints."""
+    end = next((at for at, token in enumerate(ids) if token in stop_ids), None)
+    return ids if end is None else ids[: end + 1]
+
+
+@torch.no_grad()
+def check_decoding(
+    policy: Any, prompts: list[list[int]], replies: list[list[int]], uniforms: Tensor, temperature: float
+) -> None:
+    """Hold the shortest and the longest prompt's replies against the model's own whole forward pass.
+
+    Models are many: some scale their logits in a way of their own, some cannot decode prompts of
+    unlike length together. Their replies would come from another distribution, without an error.
+
+    Raises UserError where the replies are not those that the same uniform numbers draw from the forward pass.
+    """
+    order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
+    num_tokens = num_redrawn = 0
+    for at in {order[0], order[-1]}:
+        ids = torch.tensor([prompts[at] + replies[at]], device=policy.get_input_embeddings().weight.device)
+        logits = policy(input_ids=ids, use_cache=False).logits[0, len(prompts[at]) - 1 : -1].float()
+        redrawn = draw(logits, uniforms[at, : len(replies[at])].to(logits.device), temperature).tolist()
+        num_tokens += len(redrawn)
+        num_redrawn += sum(a == b for a, b in zip(redrawn, replies[at], strict=True))
+    if num_redrawn < _MIN_SHARE_REDRAWN * num_tokens:
+        raise UserError(
+            f"model: {type(policy).__name__} does not decode prompts of unlike length together as it does each alone "
+            f"({num_tokens - num_redrawn} of {num_tokens} tokens differ); choose another model, and report this one"
+        )
+
+
+def _decode_batch(
+    policy: Any, prompts: list[list[int]], uniforms: Tensor, stop_ids: list[int], temperature: float
+) -> list[list[int]]:
+    device = policy.get_input_embeddings().weight.device
+    body, logits = trunk(policy), logits_of(policy)
+    stops = torch.tensor(stop_ids, device=device)
+    uniforms = uniforms.to(device)
+    width, length = max(len(prompt) for prompt in prompts), uniforms.shape[1]
+    input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.ones(len(prompts), width + length, dtype=torch.long)
+    for row, prompt in enumerate(prompts):  # padded on the left: all replies begin in one column
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, : width - len(prompt)] = 0
+    input_ids, mask = input_ids.to(device), mask.to(device)
+    positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
+    takes_positions = "position_ids" in inspect.signature(body.forward).parameters
+    cache = rollout_cache(policy.config.get_text_config(), width + length)
+
+    tokens = torch.zeros(len(prompts), length, dtype=torch.long, device=device)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    alive = torch.arange(len(prompts), device=device)  # the rows that are still in the batch
+    for t in range(length):
+        places = {"position_ids": positions} if takes_positions else {}
+        hidden = body(
+            input_ids=input_ids,
+            attention_mask=mask[alive, : width + t],
+            past_key_values=cache,
+            use_cache=True,
+            **places,
+        ).last_hidden_state[:, -1]
+        drawn = draw(logits(hidden).float(), uniforms[alive, t], temperature)
+        tokens[alive, t] = drawn
+        ended[alive] |= torch.isin(drawn, stops)
+        running = ~ended[alive]
+        num_running = int(running.sum())
+        if num_running == 0:
+            break
+        positions = positions[:, -1:] + 1
+        if num_running <= 0.75 * len(alive):
+            keep = running.nonzero().squeeze(1)
+            cache.reorder_cache(keep)  # type: ignore[arg-type]
+            alive, drawn, positions = alive[keep], drawn[keep], positions[keep]
+        input_ids = drawn[:, None]
+    return tokens.tolist()
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
+    """The first token whose cumulative probability passes its uniform number; `(batch, vocabulary)` -> `(batch,)`."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = torch.softmax(logits / temperature, dim=-1).cumsum(-1)
+    points = uniforms.clamp(max=1 - 2**-20)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, points, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+class _Buffered(DynamicLayer):
+    """Keys and values in one buffer of the final length: nothing is copied as the reply grows."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.all_keys, self.all_values = (
+            states.new_empty(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states)
+        )
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        self.all_keys[:, :, self.length : end] = key_states
+        self.all_values[:, :, self.length : end] = value_states
+        self.length = end
+        self.keys, self.values = self.all_keys[:, :, :end], self.all_values[:, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.all_keys, self.all_values = self.all_keys[indices], self.all_values[indices]
+        self.keys, self.values = self.all_keys[:, :, : self.length], self.all_values[:, :, : self.length]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:  # type: ignore[override]
+        self.batch_select_indices(beam_idx)  # under the name that every kind of layer has
+
+
+def rollout_cache(config: Any, capacity: int) -> DynamicCache:
+    """transformers' cache for this model, its plain layers replaced by ones that do not copy as they grow."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_Buffered(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def causal(policy: Any) -> Any:
+    """The causal language model itself, inside a PEFT wrapper too; adapters stay on."""
+    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
+
+
+def trunk(model: Any) -> Any:
+    """What turns ids into hidden states, without its head."""
+    return causal(model).base_model
+
+
+def logits_of(policy: Any) -> Callable[[Tensor], Tensor]:
+    """From hidden states to logits as the model itself makes them: its last layer, and its scaling or cap."""
+    model = causal(policy)
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+    times = getattr(config, "logit_scale", None)  # Cohere
+    over = getattr(config, "logits_scaling", None)  # Granite
+    if config.model_type == "hyperclovax":
+        times, over = over, None
+
+    def logits(hidden: Tensor) -> Tensor:
+        out = head(hidden)
+        out = out * times if times else out
+        out = out / over if over else out
+        return torch.tanh(out / cap) * cap if cap else out
+
+    return logits
