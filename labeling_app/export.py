@@ -1,32 +1,49 @@
-"""Rankings to preferences: every pair of responses that people ranked, settled by majority.
+"""export: labels, from the label store or from files, to preferences that `reward` and `dpo` learn from.
 
-Nothing disappears: each pair and each vote that goes in comes out as a preference, as a tie, or as
+Nothing disappears: each label, pair and vote that goes in comes out as a preference, as a tie, or as
 left out with its reason, and `run.json` holds the sums.
 """
 
-import itertools
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from labeling_app.aggregate import aggregate, part, settle
+from labeling_app.better_answers import better_answers, has_better_answer
+from labeling_app.check_labels import check_annotators, check_labels
+from labeling_app.left_out import count_annotators, count_labels, count_tasks, why_left_out
+from labeling_app.stored import Labels, read_store
 from rlhf import config as configuration
 from rlhf.agreement import human_ceiling
 from rlhf.data.split import Shares, opening, prompt_key, split_of
-from rlhf.errors import UserError, nearest
-from rlhf.records import Messages, Preference, Ranking, Response, Run, Task, Tie, make_id, read_jsonl, write_jsonl
+from rlhf.errors import UserError
+from rlhf.records import Demonstration, Messages, Preference, Ranking, Run, Task, Tie, read_jsonl, write_jsonl
 from rlhf.runs import open_run
+
+__all__ = ["Config", "ExportConfig", "Exported", "aggregate", "assemble", "is_validation", "labels_sha256", "run"]
+
+WEIGHTS = ("none", "reliability")
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """What `export` reads and writes."""
 
-    tasks: str = field(metadata={"help": "JSONL file of the tasks that were ranked (Task rows)"})
-    rankings: str = field(metadata={"help": "JSONL file of what people answered (Ranking rows)"})
     output_dir: str = field(metadata={"help": "run folder to make"})
+    store: str | None = field(
+        default=None, metadata={"help": "the label database: a SQLite file, or postgresql://USER@HOST/NAME"}
+    )
+    sets: list[str] = field(default_factory=list, metadata={"help": "sets of the store to export; none named = all"})
+    tasks: str | None = field(
+        default=None, metadata={"help": "instead of a store: JSONL file of the tasks that were ranked (Task rows)"}
+    )
+    rankings: str | None = field(
+        default=None, metadata={"help": "with --tasks: JSONL file of what people answered (Ranking rows)"}
+    )
     validation_share: float = field(
         default=0.0,
         metadata={"help": "share of the prompts that goes to preferences.validation.jsonl; 0 = none"},
@@ -35,11 +52,25 @@ class ExportConfig:
     annotators_out: list[str] = field(
         default_factory=list, metadata={"help": "annotators whose rankings are left out (and counted)"}
     )
+    annotators_heldout: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "annotators whose rankings go to preferences.heldout.jsonl: to measure on, never to train on"
+        },
+    )
+    min_votes: int = field(default=1, metadata={"help": "tasks with fewer votes are left out (and counted)"})
+    weights: str = field(
+        default="none", metadata={"help": "how votes count: none = all the same, reliability = by annotator"}
+    )
     resume: bool = field(default=False, metadata={"help": "write into an unfinished run folder again"})
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}, should be at least 0 and under 1")
+        if self.min_votes < 1:
+            raise ValueError(f"min_votes is {self.min_votes}, should be at least 1")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights is {self.weights!r}, should be {' or '.join(WEIGHTS)}")
 
 
 class Config(NamedTuple):
@@ -48,66 +79,91 @@ class Config(NamedTuple):
     export: ExportConfig
 
 
-@dataclass
-class _Pair:
-    """One pair of texts of one prompt while its votes come in; a vote is a rank difference."""
+@dataclass(frozen=True)
+class Exported:
+    """What an export writes: rows by the name of their file, the figures of run.json, and the labels' hash."""
 
-    prompt: Messages
-    group_id: str
-    texts: tuple[str, str]
-    ids: set[frozenset[str]] = field(default_factory=set)
-    # annotator -> for each time: rank of the second minus rank of the first, over 0 is for the first
-    differences: dict[str, list[int]] = field(default_factory=dict)
-    num_votes_out: int = 0
+    files: dict[str, Sequence[object]]
+    metrics: dict[str, Any]
+    labels_sha256: str
 
 
-def aggregate(
-    tasks: Sequence[Task],
-    rankings: Sequence[Ranking],
-    annotators_out: Collection[str] = (),
-    where: Sequence[str] | None = None,
-) -> tuple[list[Preference], list[Tie], dict[str, int]]:
-    """Every pair of responses with the majority of its voters: `(preferences, ties, counts)`.
+def run(config: Config) -> Run:
+    """Write the preferences, the ties, and what else there is: see `assemble`.
 
-    A pair is two different texts for one prompt; the same two texts in several tasks are one pair.
-    An annotator has one vote on it: the sign of their mean rank difference. The side with more votes
-    is chosen, equal sides make a Tie. `margin` is the voters' mean rank difference in favour of the
-    chosen, 0 where a minority felt more strongly than the majority. `weight` is the chosen's share of
-    the votes, ties half.
+    From a store the labels as they are go to tasks.jsonl and rankings.jsonl beside them, from which
+    the same export can be made again.
 
-    The counts add up, and `tests/test_export.py` says so:
-
-        pairs_in = preferences + ties + pairs_identical + pairs_repeated + pairs_unranked + pairs_annotator_out
-        votes_in = votes + votes_identical + votes_repeated + votes_annotator_out
-
-    Args:
-        tasks: what was shown.
-        rankings: what people answered.
-        annotators_out: annotators whose rankings do not count.
-        where: how errors name each ranking ("rankings.jsonl, line 3"); "ranking 3" if not given.
-
-    Raises:
-        UserError: a ranking of an unknown task, of other responses than the task's, or given twice
-            by one annotator; tasks that contradict each other; an unknown annotator to leave out.
+    Raises UserError for neither or both of store and files, and for labels that give no preference.
     """
-    known = _check_tasks(tasks)
-    _check_rankings(known, rankings, where or [f"ranking {number}" for number in range(1, len(rankings) + 1)])
-    _check_annotators(rankings, annotators_out)
-    pairs, counts = _collect(tasks, rankings, set(annotators_out))
+    settings = config.export
+    labels, where = _read(settings)
+    exported = assemble(labels, settings, where)
+    files = exported.files
+    if settings.store:
+        files = files | {"tasks.jsonl": labels.tasks, "rankings.jsonl": labels.rankings}
+    inputs = {"tasks": settings.tasks, "rankings": settings.rankings}
+    with open_run(
+        "export", settings.output_dir, _recorded(config), inputs, settings.resume, exported.labels_sha256
+    ) as folder:
+        for name, rows in files.items():
+            write_jsonl(folder.path / name, rows)
+        return folder.finish(**exported.metrics)
 
-    preferences: list[Preference] = []
-    ties: list[Tie] = []
-    for pair in pairs:
-        if not pair.differences:
-            counts["pairs_annotator_out" if pair.num_votes_out else "pairs_unranked"] += len(pair.ids)
-            continue
-        settled = _settle(pair)
-        (preferences if isinstance(settled, Preference) else ties).append(settled)  # type: ignore[arg-type]
-        counts["votes"] += len(pair.differences)
-        counts["votes_repeated"] += sum(len(times) - 1 for times in pair.differences.values())
-        counts["pairs_repeated"] += len(pair.ids) - 1
-    counts["preferences"], counts["ties"] = len(preferences), len(ties)
-    return preferences, ties, counts
+
+def assemble(labels: Labels, settings: ExportConfig, where: Sequence[str] | None = None) -> Exported:
+    """Everything an export writes, from labels alone.
+
+    preferences.train.jsonl, .validation.jsonl: votes settled by pair, and better answers over responses.
+    ties.jsonl: pairs that people could not tell apart.
+    preferences.heldout.jsonl, ties.heldout.jsonl: what held-out annotators say, all prompts;
+    preferences.heldout.validation.jsonl: that on validation prompts, which no training has seen.
+    demonstrations.jsonl, .validation.jsonl: better answers.
+
+    Files without rows are left away, but for preferences.train.jsonl and ties.jsonl. Raises UserError.
+    """
+    out, heldout = settings.annotators_out, settings.annotators_heldout
+    check_labels(labels.tasks, labels.rankings, where)
+    check_annotators(labels.rankings, {"annotators_out": out, "annotators_heldout": heldout})
+    answers, adjudications = part(labels.rankings)
+    adjudicated = {ranking.task_id for ranking in adjudications}
+    reasons = why_left_out(answers, {*out, *labels.left_out}, heldout, settings.min_votes, adjudicated)
+    votes = _with_reason(answers, reasons, None)
+    weights = _weights(labels, answers, settings)
+
+    preferences, ties, counts = settle(labels.tasks, answers, reasons, adjudications, weights)
+    demonstrations, better, written = better_answers(labels.tasks, votes)
+    if not preferences and not better:
+        raise UserError(_nothing(settings, counts, count_labels(reasons)))
+    train, validation = _split([*preferences, *better], settings)
+    measured = _with_reason(answers, reasons, "annotator_heldout")
+    held, held_ties, _ = settle(labels.tasks, measured, [None] * len(measured))
+    tasks = count_tasks(labels.tasks, answers, reasons, adjudicated, {skip.task_id for skip in labels.skips})
+    parts = {"preferences": [*preferences, *better], "ties": ties, "demonstrations": demonstrations}
+    ceiling = human_ceiling([*preferences, *ties])
+    return Exported(
+        _files(train, validation, ties, held, held_ties, demonstrations, settings),
+        {f"num_{name}": count for name, count in (counts | written).items()}
+        | {
+            "num_preferences_better": len(better),
+            "num_demonstrations": len(demonstrations),
+            "num_train": len(train),
+            "num_validation": len(validation),
+            "num_heldout": len(held),
+            "num_heldout_ties": len(held_ties),
+            "num_adjudications": len(adjudications),
+            "human_ceiling": ceiling and ceiling.share,
+            "human_ceiling_num_pairs": ceiling.num_pairs if ceiling else 0,
+            "human_ceiling_num_votes": ceiling.num_votes if ceiling else 0,
+            "num_labels_in": len(answers) + sum(labels.elsewhere.values()),
+            "num_labels": len(votes),
+            "num_tasks_in": len(labels.tasks),
+            "num_tasks": tasks.pop("exported"),
+            "exclusions": _exclusions(labels, answers, reasons, tasks),
+            "annotators": count_annotators(answers, reasons, weights),
+        },
+        labels_sha256(parts | {"heldout": held, "heldout ties": held_ties}),
+    )
 
 
 def is_validation(prompt: Messages, share: float, seed: int) -> bool:
@@ -117,95 +173,81 @@ def is_validation(prompt: Messages, share: float, seed: int) -> bool:
     return split_of(key, Shares(train=1 - share, validation=share, test=0), seed) == "validation"
 
 
-def run(config: Config) -> Run:
-    """Write preferences.train.jsonl, preferences.validation.jsonl (if asked) and ties.jsonl."""
-    settings = config.export
-    tasks = read_jsonl(settings.tasks, Task)
-    rankings = read_jsonl(settings.rankings, Ranking)
-    where = [f"{settings.rankings}, line {number}" for number in _line_numbers(settings.rankings)]
-    preferences, ties, counts = aggregate(tasks, rankings, settings.annotators_out, where)
-    if not preferences:
+def labels_sha256(parts: Mapping[str, Iterable[Any]]) -> str:
+    """The SHA-256 of records by part, whatever their order: what an export's labels are known by in later runs."""
+    lines = (json.dumps([name, asdict(row)], sort_keys=True) for name, rows in parts.items() for row in rows)
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _read(settings: ExportConfig) -> tuple[Labels, list[str] | None]:
+    """The labels, and how errors name each ranking."""
+    files = [path for path in (settings.tasks, settings.rankings) if path]
+    if bool(settings.store) == bool(files) or len(files) == 1:
+        given = " and ".join(f"--{name}" for name in ("store", "tasks", "rankings") if getattr(settings, name))
         raise UserError(
-            f"{settings.rankings}: gives no preference; of {counts['pairs_in']} pairs {counts['ties']} are ties and "
-            f"{counts['pairs_in'] - counts['ties']} are left out; collect more rankings"
+            f"export: {given or 'nothing'} is given; give either --store labels.db, or both "
+            "--tasks tasks.jsonl and --rankings rankings.jsonl"
         )
-    train, validation = _split(preferences, settings)
-    ceiling = human_ceiling([*preferences, *ties])
-
-    inputs = {"tasks": settings.tasks, "rankings": settings.rankings}
-    with open_run("export", settings.output_dir, configuration.as_dict(config), inputs, settings.resume) as folder:
-        write_jsonl(folder.path / "preferences.train.jsonl", train)
-        if validation:
-            write_jsonl(folder.path / "preferences.validation.jsonl", validation)
-        write_jsonl(folder.path / "ties.jsonl", ties)
-        return folder.finish(
-            **{f"num_{name}": count for name, count in counts.items()},
-            num_train=len(train),
-            num_validation=len(validation),
-            human_ceiling=ceiling and ceiling.share,
-            human_ceiling_num_pairs=ceiling.num_pairs if ceiling else 0,
-            human_ceiling_num_votes=ceiling.num_votes if ceiling else 0,
-        )
+    if settings.store:
+        labels = read_store(settings.store, settings.sets)
+        if not labels.tasks:
+            raise UserError(f"{settings.store}: holds no tasks; `rlhf label --tasks FILE` adds some")
+        where = [f"{settings.store}, {row.annotator}'s answer to {row.task_id}" for row in labels.rankings]
+        return labels, where
+    assert settings.tasks and settings.rankings
+    labels = Labels(read_jsonl(settings.tasks, Task), read_jsonl(settings.rankings, Ranking))
+    return labels, [f"{settings.rankings}, line {number}" for number in _line_numbers(settings.rankings)]
 
 
-def _collect(
-    tasks: Sequence[Task], rankings: Sequence[Ranking], annotators_out: set[str]
-) -> tuple[list[_Pair], dict[str, int]]:
-    by_task: dict[str, list[Ranking]] = {task.id: [] for task in tasks}
-    for ranking in rankings:
-        by_task[ranking.task_id].append(ranking)
+def _weights(labels: Labels, answers: list[Ranking], settings: ExportConfig) -> dict[str, float] | None:
+    """What each annotator's vote weighs, from what they and nobody else answered whose labels are trained on."""
+    if settings.weights == "none":
+        return None
+    from labeling_app.quality.reliability import annotator_weights
 
-    pairs: dict[tuple[str, frozenset[str]], _Pair] = {}
-    identical: set[tuple[str, frozenset[str]]] = set()
-    counts = Counter(dict.fromkeys(_COUNTS, 0))
-    for task in tasks:
-        for first, second in itertools.combinations(task.responses, 2):
-            counts["votes_in"] += len(by_task[task.id])
-            ids = frozenset((first.id, second.id))
-            texts = first.text.strip(), second.text.strip()
-            if texts[0] == texts[1]:  # a reader cannot tell them apart, so a vote on them says nothing
-                identical.add((task.prompt.id, ids))
-                counts["votes_identical"] += len(by_task[task.id])
-                continue
-            key = (task.prompt.id, frozenset(texts))
-            pair = pairs.setdefault(key, _Pair(task.prompt.messages, task.prompt.id, (first.text, second.text)))
-            pair.ids.add(ids)
-            if texts[0] != pair.texts[0].strip():
-                first, second = second, first
-            for ranking in by_task[task.id]:
-                if ranking.annotator in annotators_out:
-                    pair.num_votes_out += 1
-                    counts["votes_annotator_out"] += 1
-                else:
-                    difference = ranking.ranks[second.id] - ranking.ranks[first.id]
-                    pair.differences.setdefault(ranking.annotator, []).append(difference)
-    counts["pairs_identical"] = len(identical)
-    counts["pairs_in"] = len(identical) + sum(len(pair.ids) for pair in pairs.values())
-    counts["rankings_in"] = len(rankings)
-    counts["annotators"] = len({ranking.annotator for ranking in rankings} - annotators_out)
-    return list(pairs.values()), dict(counts)
+    others = {*settings.annotators_out, *settings.annotators_heldout, *labels.left_out}
+    others |= {answer.annotator for answer in answers if answer.kind == "left_out"}
+    return annotator_weights(labels.tasks, [answer for answer in answers if answer.annotator not in others])
 
 
-_COUNTS = (
-    *("rankings_in", "annotators", "pairs_in", "preferences", "ties"),
-    *("pairs_identical", "pairs_repeated", "pairs_unranked", "pairs_annotator_out"),
-    *("votes_in", "votes", "votes_identical", "votes_repeated", "votes_annotator_out"),
-)
+def _exclusions(
+    labels: Labels, answers: list[Ranking], reasons: list[str | None], tasks: dict[str, int]
+) -> dict[str, Any]:
+    """What was left out and why: labels, tasks and better answers by reason, annotators with theirs, skips."""
+    out = _with_reason(answers, reasons, "annotator_out")
+    wrote = Counter(reason for answer, reason in zip(answers, reasons, strict=True) if has_better_answer(answer))
+    return {
+        "labels": {"other_set": 0, "comparison": 0} | labels.elsewhere | count_labels(reasons),
+        "tasks": tasks,
+        "better_answers": {reason: number for reason, number in wrote.items() if reason is not None},
+        "annotators_out": {
+            name: {"labels": number, "reason": labels.left_out.get(name, "annotators_out")}
+            for name, number in Counter(answer.annotator for answer in out).items()
+        },
+        "skips": dict(Counter(skip.reason for skip in labels.skips)),
+    }
 
 
-def _settle(pair: _Pair) -> Preference | Tie:
-    sums = [sum(times) for times in pair.differences.values()]
-    first, second = sum(s > 0 for s in sums), sum(s < 0 for s in sums)
-    tied = len(sums) - first - second
-    id = make_id("pair", pair.prompt, sorted(pair.texts))
-    replies = [[{"role": "assistant", "content": text}] for text in pair.texts]
-    votes = {"for": max(first, second), "tie": tied, "against": min(first, second)}
-    if first == second:
-        return Tie(id, pair.group_id, pair.prompt, replies, votes)
-    chosen, rejected = replies if first > second else reversed(replies)
-    margin = fmean(fmean(times) for times in pair.differences.values()) * (1 if first > second else -1)
-    weight = (votes["for"] + tied / 2) / len(sums)
-    return Preference(id, pair.group_id, pair.prompt, chosen, rejected, max(0.0, margin), weight, votes)
+def _files(
+    train: list[Preference],
+    validation: list[Preference],
+    ties: list[Tie],
+    held: list[Preference],
+    held_ties: list[Tie],
+    demonstrations: list[Demonstration],
+    settings: ExportConfig,
+) -> dict[str, Sequence[object]]:
+    share, seed = settings.validation_share, settings.seed
+    set_aside = [row for row in demonstrations if is_validation(row.messages[:-1], share, seed)]
+    files = {
+        "preferences.validation.jsonl": validation,
+        "preferences.heldout.jsonl": held,
+        "preferences.heldout.validation.jsonl": [row for row in held if is_validation(row.prompt, share, seed)],
+        "ties.heldout.jsonl": held_ties,
+        "demonstrations.jsonl": [row for row in demonstrations if row not in set_aside],
+        "demonstrations.validation.jsonl": set_aside,
+    }
+    return {"preferences.train.jsonl": train, "ties.jsonl": ties} | {name: rows for name, rows in files.items() if rows}
 
 
 def _split(preferences: list[Preference], settings: ExportConfig) -> tuple[list[Preference], list[Preference]]:
@@ -222,59 +264,27 @@ def _split(preferences: list[Preference], settings: ExportConfig) -> tuple[list[
     return train, validation
 
 
-def _check_tasks(tasks: Sequence[Task]) -> dict[str, Task]:
-    known: dict[str, Task] = {}
-    prompts: dict[str, Messages] = {}
-    responses: dict[str, Response] = {}
-    for task in tasks:
-        if task.id in known:
-            raise UserError(f"task {task.id}: is there twice; keep one of them")
-        known[task.id] = task
-        if len({response.id for response in task.responses}) != len(task.responses) or len(task.responses) < 2:
-            raise UserError(f"task {task.id}: should have two or more responses, each with an id of its own")
-        if prompts.setdefault(task.prompt.id, task.prompt.messages) != task.prompt.messages:
-            raise UserError(f"task {task.id}: prompt {task.prompt.id} reads otherwise in an earlier task; rename it")
-        for response in task.responses:
-            if responses.setdefault(response.id, response).text != response.text:
-                raise UserError(f"task {task.id}: response {response.id} reads otherwise in an earlier task; rename it")
-    return known
+def _nothing(settings: ExportConfig, counts: dict[str, int], out: dict[str, int]) -> str:
+    why = ", ".join(f"{reason} {number}" for reason, number in out.items() if number)
+    return (
+        f"{settings.store or settings.rankings}: gives no preference; of {counts['pairs_in']} pairs {counts['ties']} "
+        f"are ties and {counts['pairs_in'] - counts['ties']} are left out; collect more rankings"
+        + (f" (labels left out: {why})" if why else "")
+    )
 
 
-def _check_rankings(known: dict[str, Task], rankings: Sequence[Ranking], where: Sequence[str]) -> None:
-    seen: dict[tuple[str, str], str] = {}
-    for ranking, place in zip(rankings, where, strict=True):
-        if ranking.task_id not in known:
-            raise UserError(
-                f"{place}: ranks task {ranking.task_id}, which is not among the {len(known)} tasks; "
-                "give the tasks that people were shown"
-            )
-        if (ranking.task_id, ranking.annotator) in seen:
-            raise UserError(
-                f"{place}: {ranking.annotator} ranks task {ranking.task_id} again, after "
-                f"{seen[ranking.task_id, ranking.annotator]}; keep the one that counts"
-            )
-        seen[ranking.task_id, ranking.annotator] = place
-        shown = {response.id for response in known[ranking.task_id].responses}
-        if unknown := sorted(ranking.ranks.keys() - shown):
-            raise UserError(
-                f"{place}: ranks response {unknown[0]}, which task {ranking.task_id} does not have; "
-                f"it has {', '.join(sorted(shown))}"
-            )
-        if missing := sorted(shown - ranking.ranks.keys()):
-            raise UserError(
-                f"{place}: gives no rank to response {missing[0]} of task {ranking.task_id}; "
-                "rank every response (equal ranks are ties), or remove the line"
-            )
+def _with_reason(answers: list[Ranking], reasons: list[str | None], wanted: str | None) -> list[Ranking]:
+    return [answer for answer, reason in zip(answers, reasons, strict=True) if reason == wanted]
 
 
-def _check_annotators(rankings: Sequence[Ranking], annotators_out: Collection[str]) -> None:
-    annotators = sorted({ranking.annotator for ranking in rankings})
-    for annotator in annotators_out:
-        if annotator not in annotators:
-            raise UserError(
-                f"annotators_out: {annotator} ranked nothing{nearest(annotator, annotators)}; "
-                f"there are {len(annotators)} annotators"
-            )
+def _recorded(config: Config) -> dict[str, Any]:
+    """The config as run.json has it: a database's password stays out."""
+    values = configuration.as_dict(config)
+    if values["store"] and "://" in values["store"]:
+        from labeling_app.store.database import parse_url
+
+        values["store"] = parse_url(values["store"]).render_as_string(hide_password=True)
+    return values
 
 
 def _line_numbers(path: str) -> list[int]:

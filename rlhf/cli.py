@@ -15,6 +15,8 @@ VERBS = {
     "pretrain": "a small model from scratch on plain text",
     "sft": "imitate demonstrations",
     "sample": "K responses a prompt, ready to rank",
+    "select": "which of those tasks are worth asking people about",
+    "label": "people rank responses in the browser; also: label invite, backup, restore",
     "export": "rankings -> preferences",
     "reward": "learn a score from preferences",
     "dpo": "train a policy on preferences",
@@ -32,7 +34,8 @@ NEXT = {
     "prepare": "rlhf sft --demonstrations {out}/demonstrations.train.jsonl --model_name_or_path MODEL",
     "pretrain": "rlhf sft --model_name_or_path {out} --demonstrations DEMONSTRATIONS.jsonl",
     "sft": "rlhf sample --policies {out} --prompts PROMPTS.jsonl",
-    "sample": "rlhf export --tasks {out}/tasks.jsonl --rankings RANKINGS.jsonl   (once people have ranked them)",
+    "sample": "rlhf label --tasks {out}/tasks.jsonl",
+    "select": "rlhf label --tasks {out}/tasks.jsonl",
     "export": "rlhf reward --preferences {out}/preferences.train.jsonl --model_name_or_path SFT_RUN",
     "reward": "rlhf dpo --preferences PREFERENCES.jsonl --model_name_or_path SFT_RUN",
     "ppo": "rlhf compare --policies SFT_RUN DPO_RUN {out} --prompts PROMPTS.jsonl --reward_model REWARD_RUN",
@@ -84,6 +87,8 @@ def _dispatch(argv: list[str]) -> None:
         _recipe(rest)
     elif verb in ("chat", "serve"):
         _talk(verb, rest)
+    elif verb == "label":
+        _label(rest)
     else:
         _stage(verb, rest)
 
@@ -160,6 +165,17 @@ def _talk(verb: str, argv: list[str]) -> None:
     default = f"configs/{verb}.yaml"
     flags = ["--policies", *runs] if runs else []
     module.run(parse(module.Config, [*flags, *argv], default if packaged(default).is_file() else None))
+
+
+def _label(argv: list[str]) -> None:
+    """`rlhf label` opens the app; `rlhf label invite|backup|restore` tend its store."""
+    from labeling_app import label, tend
+    from rlhf.config import parse
+
+    if argv and not argv[0].startswith("-"):
+        tend.main(argv)
+        return
+    label.run(parse(label.Config, argv, "configs/label.yaml"))
 
 
 def _doctor(argv: list[str]) -> None:

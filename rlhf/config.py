@@ -135,9 +135,8 @@ def _hardware_defaults(config_type: type, values: dict[str, Any]) -> dict[str, A
 
     TRL asks for bf16 everywhere, which refuses to start on a CPU that `use_cpu` does not name.
     """
-    from transformers import TrainingArguments
-
-    if not any(issubclass(kind, TrainingArguments) for kind in _kinds(config_type)):
+    # By name: to import the class takes torch, which the labeling app does without.
+    if not any(base.__name__ == "TrainingArguments" for kind in _kinds(config_type) for base in kind.__mro__):
         return {}
     import torch
 

@@ -80,7 +80,12 @@ class Ranking:
 
     `ranks` maps response id to rank, 1 is best, equal ranks are ties. `shown` is the order of the
     response ids on screen. `strength` says how much better the first is where the annotator was
-    asked (a pair), `flags` maps response id to the flags set on it.
+    asked (a pair): 0 a tie, 1 slightly, 2 better, 3 much better. `both_bad` goes with a tie of all:
+    none of them would do. `flags` maps response id to the flags set on it, `ratings` to its marks by
+    attribute, 0 to 4. `better_answer` is a reply that the annotator wrote. `kind` is task, or why it
+    is no vote: gold (a known answer), repeat (the annotator's second look), practice, surplus (its
+    place was taken), left_out (all of the annotator's labels are), adjudication (the lead's word: it
+    settles the task, and no annotator gave it).
     """
 
     task_id: str
@@ -91,6 +96,11 @@ class Ranking:
     shown: list[str] = field(default_factory=list)
     seconds: float | None = None
     at: str | None = None
+    both_bad: bool = False
+    ratings: dict[str, dict[str, int]] = field(default_factory=dict)
+    reason: str | None = None
+    better_answer: str | None = None
+    kind: str = "task"
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,9 @@ class Preference:
     """A pair of one prompt after aggregation, in TRL's explicit-prompt conversational format.
 
     `group_id` is the prompt: all pairs of a prompt stay together. `margin` is the mean difference
-    in ranks, `weight` the winner's share of the votes (ties count half), `votes` how many people
-    voted for it, for a tie and against it.
+    in ranks; of a vote that says how strong it is (a pair's: 1 slightly, 2 better, 3 much better),
+    that strength. `weight` is the winner's share of the votes, which may be weighted by annotator
+    (ties count half); `votes` is how many people voted for it, for a tie and against it.
     """
 
     id: str
@@ -125,7 +136,10 @@ class Tie:
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage did: enough to do it again, and to trace a policy back to its labels."""
+    """What a stage did: enough to do it again, and to trace a policy back to its labels.
+
+    `labels_sha256` names the labels that it learned from: an export has its own, any other run those of its inputs.
+    """
 
     id: str
     stage: str
@@ -138,12 +152,13 @@ class Run:
     started: str | None = None
     seconds: float | None = None
     finished: bool = False
+    labels_sha256: list[str] = field(default_factory=list)
 
 
 def make_id(kind: str, *parts: object) -> str:
     """A short id made from content, so that the same content has the same id everywhere."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{kind}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:12]}"
 
 
 def to_json(record: object) -> str:
@@ -211,13 +226,16 @@ def write_jsonl(path: str | Path, records: Iterable[object]) -> int:
 
 
 def write_whole(path: str | Path, parts: Iterable[str]) -> None:
-    """Write text to a file so that a kill or a full disk leaves the old file or none, never a part."""
+    """Write text to a file so that a kill or a full disk leaves the old file or none, never a part.
+
+    A lone surrogate, for which UTF-8 has no bytes, becomes `\\ud800`: in JSON that is the same text.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with disk_full_as_user_error(path, "nothing was written; free some and run again"):
         try:
-            with partial.open("w", encoding="utf-8") as out:
+            with partial.open("w", encoding="utf-8", errors="backslashreplace") as out:
                 for part in parts:
                     out.write(part)
                 out.flush()

@@ -87,17 +87,19 @@ def open_run(
     config: Mapping[str, Any],
     inputs: Mapping[str, str | Path | None],
     resume: bool = False,
+    labels_sha256: str | None = None,
 ) -> Iterator[RunFolder]:
     """Make (or with `resume` reopen) a run folder for one stage and yield it.
 
     `inputs` maps a name to a file or run folder that the stage reads; files are hashed, run folders
-    become parents. The run's id is made from stage, config and inputs, so the same work has the same
-    id. A UserError, a full disk among them, removes a folder that this call made unless long work is
-    kept there: a whole checkpoint, the trained model, replies. Raises UserError where the folder holds a
-    finished run, an unfinished one without `resume`, or something else.
+    become parents, and the labels that are in those are in this run too. `labels_sha256` names the labels
+    of a run that makes some (`export`). The run's id is made from stage, config, inputs and such labels,
+    so the same work has the same id. A UserError, a full disk among them, removes a folder that this call
+    made unless long work is kept there: a whole checkpoint, the trained model, replies. Raises UserError
+    where the folder holds a finished run, an unfinished one without `resume`, or something else.
     """
     folder = Path(output_dir)
-    run = _describe(stage, config, inputs)
+    run = _describe(stage, config, inputs, labels_sha256)
     if is_main_process():
         made = _claim(folder, run, resume)
     else:
@@ -115,20 +117,26 @@ def open_run(
         raise
 
 
-def _describe(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str | Path | None]) -> Run:
+def _describe(
+    stage: str, config: Mapping[str, Any], inputs: Mapping[str, str | Path | None], labels_sha256: str | None
+) -> Run:
     hashes: dict[str, str] = {}
     parents: list[str] = []
+    own = [] if labels_sha256 is None else [labels_sha256]
+    labels: set[str] = set()
     for name, given in inputs.items():
         if given is None:
             continue
         path = Path(given)
         source = path if path.is_dir() else path.parent
         if (source / "run.json").is_file():
-            parents.append(read_run(source).id)
+            parent = read_run(source)
+            parents.append(parent.id)
+            labels.update(parent.labels_sha256)
         if path.is_file():
             hashes[name] = file_sha256(path)
     known = {key: value for key, value in config.items() if key not in _PLACES and not _is_path(value)}
-    identity = make_id("run", stage, known, hashes, sorted(set(parents)))
+    identity = make_id("run", stage, known, hashes, sorted(set(parents)), *own)
     return Run(
         id=identity.replace("run-", f"{stage}-"),
         stage=stage,
@@ -138,6 +146,7 @@ def _describe(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str | 
         git_sha=_git_sha(),
         versions=_versions(),
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        labels_sha256=own or sorted(labels),
     )
 
 

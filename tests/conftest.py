@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgres import connection, postgres_server, shared_store, store, store_url  # noqa: F401
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two test processes on two cores: with two threads each they would wait for one another, ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

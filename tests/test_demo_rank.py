@@ -10,7 +10,7 @@ from rlhf.config import from_values
 from rlhf.demo import rank
 from rlhf.demo.annotators import ANNOTATORS
 from rlhf.demo.domain import draw_faults, draw_prompts, write_reply
-from rlhf.demo.rank import Config, RankConfig, agreement, assign
+from rlhf.demo.rank import Config, RankConfig, agreement
 from rlhf.errors import UserError
 from rlhf.records import Prompt, Ranking, Response, Task, read_jsonl, write_jsonl
 from rlhf.runs import read_run
@@ -94,18 +94,16 @@ def test_one_path_in_yaml_is_enough(inputs: Path):
     assert rank.run(config).metrics["num_tasks"] == 50
 
 
-def test_assignment_is_even():
-    many = tasks(1000)
-    who = assign(many, overlap_share=0.2, overlap=3, seed=0)
-    sizes = Counter(len(chosen) for chosen in who.values())
-    assert sizes == {1: 800, 3: 200}
-    alone = Counter(chosen[0].name for chosen in who.values() if len(chosen) == 1)
-    assert set(alone.values()) == {160}
-    assert all(len({annotator.name for annotator in chosen}) == len(chosen) for chosen in who.values())
-    assert who == assign(many, 0.2, 3, seed=0)
-    assert who != assign(many, 0.2, 3, seed=1)
-    assert all(len(chosen) == 1 for chosen in assign(many, 0.0, 3, 0).values())
-    assert all(len(chosen) == 5 for chosen in assign(many, 1.0, 5, 0).values())
+def test_the_store_deals_evenly_and_to_each_once(inputs: Path):
+    rank.run(settings(inputs, overlap_share=0.2))
+    rankings = read_jsonl(inputs / "ranked" / "rankings.jsonl", Ranking)
+    per_person = Counter(ranking.annotator for ranking in rankings)
+    assert per_person.keys() == {annotator.name for annotator in ANNOTATORS}
+    assert max(per_person.values()) - min(per_person.values()) <= 2  # who asks first in the last round is chance
+    rank.run(settings(inputs, "all", overlap_share=1.0, overlap=5))
+    everything = read_jsonl(inputs / "all" / "rankings.jsonl", Ranking)
+    assert set(Counter(ranking.task_id for ranking in everything).values()) == {5}
+    assert len({(ranking.task_id, ranking.annotator) for ranking in everything}) == 250
 
 
 def test_agreement_by_hand():

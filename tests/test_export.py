@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labeling_app import export
-from labeling_app.export import aggregate
+from labeling_app.aggregate import settle
+from labeling_app.better_answers import better_answers
+from labeling_app.export import aggregate, labels_sha256
 from rlhf.agreement import human_ceiling
 from rlhf.config import parse
 from rlhf.data.split import Shares, opening, prompt_key, split_of
 from rlhf.errors import UserError
-from rlhf.records import Preference, Prompt, Ranking, Response, Task, Tie, read_jsonl, write_jsonl
+from rlhf.records import Demonstration, Preference, Prompt, Ranking, Response, Task, Tie, read_jsonl, write_jsonl
 
 
 def task(id: str, *texts: str, prompt: str = "p") -> Task:
@@ -133,7 +135,8 @@ def test_nothing_disappears(data):
         tasks.append(Task(f"t{number}", Prompt(prompt, [{"role": "user", "content": prompt}]), responses))
         for annotator in data.draw(st.sets(st.sampled_from(["ann", "bob", "cho"]))):
             ranks = {response.id: data.draw(st.integers(1, 3)) for response in responses}
-            rankings.append(Ranking(f"t{number}", annotator, ranks))
+            kind = data.draw(st.sampled_from(["task", "task", "surplus"]))
+            rankings.append(Ranking(f"t{number}", annotator, ranks, kind=kind))
     out = {"cho"} & {r.annotator for r in rankings}
     preferences, ties, counts = aggregate(tasks, rankings, out)
 
@@ -141,9 +144,9 @@ def test_nothing_disappears(data):
     assert counts["pairs_in"] == sum(len(t.responses) * (len(t.responses) - 1) // 2 for t in tasks)
     sizes = [len(by_id[r.task_id].responses) for r in rankings]
     assert counts["votes_in"] == sum(k * (k - 1) // 2 for k in sizes)
-    left_out = ["pairs_identical", "pairs_repeated", "pairs_unranked", "pairs_annotator_out"]
+    left_out = ["pairs_identical", "pairs_repeated", "pairs_unranked", "pairs_annotator_out", "pairs_left_out"]
     assert counts["pairs_in"] == len(preferences) + len(ties) + sum(counts[reason] for reason in left_out)
-    left_out = ["votes_identical", "votes_repeated", "votes_annotator_out"]
+    left_out = ["votes_identical", "votes_repeated", "votes_annotator_out", "votes_left_out"]
     assert counts["votes_in"] == counts["votes"] + sum(counts[reason] for reason in left_out)
     assert counts["votes"] == sum(sum(p.votes.values()) for p in [*preferences, *ties])
 
@@ -154,6 +157,166 @@ def test_nothing_disappears(data):
     ids = [p.id for p in [*preferences, *ties]]
     assert len(set(ids)) == len(ids)
     assert aggregate(tasks, list(reversed(rankings)), out) == (preferences, ties, counts)
+
+
+# --- strength, both bad, adjudication, weights -------------------------------------------------
+
+
+def strong(task_id: str, annotator: str, strength: float, prompt: str = "p", **ranks: int) -> Ranking:
+    return dataclasses.replace(ranking(task_id, annotator, prompt, **ranks), strength=strength)
+
+
+def test_a_pair_s_strength_is_its_difference():
+    votes = [strong("t", "ann", 3, a=1, b=2), strong("t", "bob", 1, a=2, b=1), strong("t", "cho", 2, a=1, b=2)]
+    ((preference,), _, _) = aggregate([task("t", "a", "b")], votes)
+    assert preference.chosen[0]["content"] == "a"
+    assert preference.votes == {"for": 2, "tie": 0, "against": 1}
+    assert preference.margin == pytest.approx((3 - 1 + 2) / 3)
+    assert preference.weight == pytest.approx(2 / 3)
+
+
+def test_strength_and_ranks_of_more_responses_meet_in_one_pair():
+    # a over b: "better" (2) by ann on the pair, two ranks apart by bob among three.
+    tasks = [task("t1", "a", "b"), task("t2", "a", "b", "c")]
+    votes = [strong("t1", "ann", 2, a=1, b=2), ranking("t2", "bob", a=1, b=3, c=2)]
+    preferences, _, _ = aggregate(tasks, votes)
+    assert {(p.chosen[0]["content"], p.rejected[0]["content"]): p.margin for p in preferences} == {
+        ("a", "b"): 2.0,
+        ("a", "c"): 1.0,
+        ("c", "b"): 1.0,
+    }
+
+
+def test_with_more_than_two_responses_ranks_count_as_before():
+    (first, *_), _, _ = aggregate([task("t", "a", "b", "c")], [strong("t", "ann", 3, a=1, b=2, c=3)])
+    assert first.margin == 1.0
+
+
+def test_both_bad_is_counted_and_a_tie():
+    bad = dataclasses.replace(strong("t", "ann", 0, a=1, b=1), both_bad=True)
+    preferences, (tie,), counts = aggregate([task("t", "a", "b")], [bad])
+    assert preferences == []
+    assert tie.votes == {"for": 0, "tie": 1, "against": 0}
+    assert counts["both_bad"] == 1
+
+
+def adjudication(task_id: str, **ranks: int) -> Ranking:
+    return dataclasses.replace(ranking(task_id, "lead", **ranks), kind="adjudication")
+
+
+def test_an_adjudication_settles_every_pair_of_its_task_and_the_votes_stay():
+    votes = [ranking("t", name, a=1, b=2, c=3) for name in ("ann", "bob")] + [ranking("t", "cho", a=2, b=1, c=3)]
+    preferences, ties, counts = aggregate([task("t", "a", "b", "c")], [*votes, adjudication("t", a=3, b=1, c=1)])
+    found = {(p.chosen[0]["content"], p.rejected[0]["content"]): (p.votes, p.weight, p.margin) for p in preferences}
+    assert found == {
+        ("b", "a"): ({"for": 1, "tie": 0, "against": 2}, 1.0, 2.0),
+        ("c", "a"): ({"for": 0, "tie": 0, "against": 3}, 1.0, 2.0),
+    }
+    assert [tie.votes for tie in ties] == [{"for": 3, "tie": 0, "against": 0}]
+    assert (counts["pairs_adjudicated"], counts["votes_in"], counts["votes"]) == (3, 9, 9)
+    assert (counts["rankings_in"], counts["annotators"]) == (3, 3)  # the lead is no annotator
+
+
+def test_an_adjudication_counts_where_every_vote_is_left_out():
+    rankings = [ranking("t", "ann", a=1, b=2), adjudication("t", a=2, b=1)]
+    ((preference,), _, counts) = aggregate([task("t", "a", "b")], rankings, ["ann"])
+    assert preference.chosen[0]["content"] == "b"
+    assert preference.votes == {"for": 0, "tie": 0, "against": 0}
+    assert counts["votes_annotator_out"] == 1
+
+
+@pytest.mark.parametrize("kind", ["practice", "gold", "repeat", "surplus"])
+def test_other_kinds_are_no_votes(kind):
+    other = dataclasses.replace(ranking("t", "bob", a=2, b=1), kind=kind)
+    preferences, _, counts = aggregate([task("t", "a", "b")], [ranking("t", "ann", a=1, b=2), other])
+    assert [p.votes for p in preferences] == [{"for": 1, "tie": 0, "against": 0}]
+    assert (counts["votes_in"], counts["votes"], counts["votes_left_out"]) == (2, 1, 1)
+    _, _, counts = aggregate([task("t", "a", "b")], [other])
+    assert (counts["pairs_in"], counts["pairs_left_out"]) == (1, 1)
+
+
+def test_weights_decide_and_votes_stay_counts():
+    votes = [ranking("t", "ann", a=1, b=2), ranking("t", "bob", a=3, b=1), ranking("t", "cho", a=2, b=1)]
+    ((preference,), _, _) = aggregate([task("t", "a", "b")], votes, weights={"ann": 3.5, "bob": 0.5})
+    assert preference.chosen[0]["content"] == "a"
+    assert preference.votes == {"for": 1, "tie": 0, "against": 2}
+    assert preference.weight == pytest.approx(3.5 / 5)  # cho, who has no weight, has 1
+    assert preference.margin == pytest.approx((3.5 * 1 - 0.5 * 2 - 1 * 1) / 5)
+
+
+def test_a_weighted_tie_counts_half():
+    votes = [ranking("t", "ann", a=2, b=1), ranking("t", "bob", a=1, b=1)]
+    ((preference,), _, _) = aggregate([task("t", "a", "b")], votes, weights={"ann": 1.5, "bob": 0.5})
+    assert preference.weight == pytest.approx((1.5 + 0.25) / 2)
+    assert preference.margin == pytest.approx(1.5 / 2)
+
+
+@pytest.mark.parametrize("weights", [{"ann": 1.2, "bob": 0.8}, {"ann": 0.0, "bob": 0.0}])
+def test_a_lead_of_under_half_a_vote_is_a_tie(weights):
+    votes = [ranking("t", "ann", a=1, b=2), ranking("t", "bob", a=2, b=1)]
+    preferences, (tie,), _ = aggregate([task("t", "a", "b")], votes, weights=weights)
+    assert preferences == []
+    assert tie.votes == {"for": 1, "tie": 0, "against": 1}
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=6), st.sampled_from([0.1, 1, 7]))
+def test_equal_weights_are_no_weights(ranks, weight):
+    votes = [ranking("t", str(number), a=a, b=b) for number, (a, b) in enumerate(ranks)]
+    plain, plain_ties, _ = aggregate([task("t", "a", "b")], votes)
+    weighted, ties, _ = aggregate([task("t", "a", "b")], votes, weights={row.annotator: weight for row in votes})
+    assert ties == plain_ties
+    assert [dataclasses.replace(p, margin=0, weight=0) for p in weighted] == [
+        dataclasses.replace(p, margin=0, weight=0) for p in plain
+    ]
+    for one, other in zip(weighted, plain, strict=True):
+        assert (one.margin, one.weight) == pytest.approx((other.margin, other.weight))
+
+
+# --- better answers ----------------------------------------------------------------------------
+
+
+def wrote(text: str, row: Ranking) -> Ranking:
+    return dataclasses.replace(row, better_answer=text)
+
+
+def said(preferences: list[Preference]) -> dict[tuple[str, str], tuple[float, float, dict[str, int]]]:
+    return {(p.chosen[0]["content"], p.rejected[0]["content"]): (p.margin, p.weight, p.votes) for p in preferences}
+
+
+def test_a_better_answer_is_a_demonstration_and_one_step_above_the_best():
+    demonstrations, preferences, counts = better_answers(
+        [task("t", "a", "b", "c")], [wrote("z", ranking("t", "ann", a=1, b=3, c=1))]
+    )
+    assert [d.messages for d in demonstrations] == [
+        [{"role": "user", "content": "p"}, {"role": "assistant", "content": "z"}]
+    ]
+    one = {"for": 1, "tie": 0, "against": 0}
+    assert said(preferences) == {("z", "a"): (1, 1, one), ("z", "c"): (1, 1, one), ("z", "b"): (3, 1, one)}
+    assert {p.group_id for p in preferences} == {"p"}
+    assert counts == {"better_answers": 1, "better_answers_copied": 0}
+
+
+def test_a_better_answer_over_a_pair_adds_the_strength():
+    _, preferences, _ = better_answers([task("t", "a", "b")], [wrote("z", strong("t", "ann", 3, a=2, b=1))])
+    assert {key: margin for key, (margin, _, _) in said(preferences).items()} == {("z", "b"): 1, ("z", "a"): 4}
+
+
+def test_two_who_write_the_same_are_two_votes():
+    votes = [wrote("z", ranking("t", "ann", a=1, b=2)), wrote(" z", ranking("t", "bob", a=1, b=1))]
+    demonstrations, preferences, counts = better_answers([task("t", "a", "b")], votes)
+    two = {"for": 2, "tie": 0, "against": 0}
+    assert len(demonstrations) == 1
+    assert said(preferences) == {("z", "a"): (1, 1, two), ("z", "b"): (1.5, 1, two)}
+    assert counts["better_answers"] == 2
+
+
+def test_a_copied_response_is_a_demonstration_only_and_white_space_is_nothing():
+    tasks = [task("t", "a", "b"), task("u", "a", "c")]
+    votes = [wrote("c ", ranking("t", "ann", a=1, b=2)), wrote(" \n", ranking("u", "ann", a=1, c=2))]
+    demonstrations, preferences, counts = better_answers(tasks, votes)
+    assert [d.messages[-1]["content"] for d in demonstrations] == ["c "]  # what was written, to the letter
+    assert preferences == []
+    assert counts == {"better_answers": 1, "better_answers_copied": 1}
 
 
 # --- the human ceiling -------------------------------------------------------------------------
@@ -274,6 +437,120 @@ def test_single_votes_have_no_ceiling(tmp_path):
     assert run.metrics["human_ceiling"] is None
 
 
+def test_held_out_annotators_are_measured_on_and_not_trained_on(tmp_path):
+    tasks, rankings = many(40)
+    bob = [row for row in rankings if row.annotator == "bob"]
+    flags = ["--validation_share", "0.3", "--annotators_heldout", "bob"]
+    run = export_run(tmp_path, tasks, rankings, *flags)
+    out = tmp_path / "out"
+    train = read_jsonl(out / "preferences.train.jsonl", Preference)
+    validation = read_jsonl(out / "preferences.validation.jsonl", Preference)
+    heldout = read_jsonl(out / "preferences.heldout.jsonl", Preference)
+    aside = read_jsonl(out / "preferences.heldout.validation.jsonl", Preference)
+    alone, alone_ties, _ = aggregate(tasks, bob)
+    # ann: a over b over c; bob: a and c over b.
+    assert {(p.chosen[0]["content"], p.rejected[0]["content"]) for p in train} == {("a", "b"), ("a", "c"), ("b", "c")}
+    assert heldout == alone
+    assert read_jsonl(out / "ties.heldout.jsonl", Tie) == alone_ties
+    assert {p.group_id for p in aside} == {p.group_id for p in validation}
+    assert not {p.group_id for p in aside} & {p.group_id for p in train}
+    assert run.metrics["exclusions"]["labels"]["annotator_heldout"] == 40
+    assert (run.metrics["num_labels_in"], run.metrics["num_labels"]) == (80, 40)
+    assert run.metrics["annotators"] == {"ann": {"labels": 40, "votes": 40}, "bob": {"labels": 40, "votes": 0}}
+
+
+def test_tasks_with_too_few_votes_are_left_out_and_counted(tmp_path):
+    tasks = [task("t1", "a", "b"), task("t2", "a", "b", prompt="q")]
+    rankings = [ranking("t1", "ann", a=1, b=2), ranking("t1", "bob", a=1, b=2), ranking("t2", "ann", "q", a=1, b=2)]
+    run = export_run(tmp_path, tasks, rankings, "--min_votes", "2")
+    assert [p.group_id for p in read_jsonl(tmp_path / "out/preferences.train.jsonl", Preference)] == ["p"]
+    assert run.metrics["exclusions"]["labels"]["too_few_votes"] == 1
+    assert run.metrics["exclusions"]["tasks"]["too_few_votes"] == 1
+    assert (run.metrics["num_tasks_in"], run.metrics["num_tasks"], run.metrics["num_pairs_left_out"]) == (2, 1, 1)
+
+
+def test_an_adjudicated_task_has_votes_enough(tmp_path):
+    rankings = [ranking("t", "ann", a=1, b=2), adjudication("t", a=1, b=2)]
+    run = export_run(tmp_path, [task("t", "a", "b")], rankings, "--min_votes", "2")
+    (preference,) = read_jsonl(tmp_path / "out/preferences.train.jsonl", Preference)
+    assert preference.votes == {"for": 1, "tie": 0, "against": 0}
+    assert run.metrics["exclusions"]["labels"]["too_few_votes"] == 0
+
+
+def test_better_answers_keep_to_the_split(tmp_path):
+    tasks, rankings = many(40)
+    rankings = [wrote("z", row) if row.annotator == "ann" else row for row in rankings]
+    run = export_run(tmp_path, tasks, rankings, "--validation_share", "0.3")
+    out = tmp_path / "out"
+    train = read_jsonl(out / "preferences.train.jsonl", Preference)
+    validation = read_jsonl(out / "preferences.validation.jsonl", Preference)
+    told = [read_jsonl(out / f"demonstrations{part}.jsonl", Demonstration) for part in ("", ".validation")]
+    for rows, demonstrations in ((train, told[0]), (validation, told[1])):
+        written = [p for p in rows if p.chosen[0]["content"] == "z"]
+        assert len(written) == 3 * len(demonstrations)
+        assert {p.prompt[0]["content"] for p in written} == {d.messages[0]["content"] for d in demonstrations}
+    assert (run.metrics["num_better_answers"], run.metrics["num_preferences_better"]) == (40, 120)
+    assert run.metrics["num_demonstrations"] == len(told[0]) + len(told[1]) == 40
+
+
+def test_better_answers_alone_are_something_to_learn_from(tmp_path):
+    run = export_run(tmp_path, [task("t", "a", "b")], [wrote("z", ranking("t", "ann", a=1, b=1))])
+    assert (run.metrics["num_preferences"], run.metrics["num_train"]) == (0, 2)
+
+
+def test_reliability_weighs_the_votes_and_is_written_down(tmp_path, monkeypatch):
+    from labeling_app.quality import reliability
+
+    asked = []
+
+    def weigh(tasks, rankings):
+        asked.extend(row.annotator for row in rankings)
+        return {"ann": 2.5, "bob": 0.25, "cho": 0.25}
+
+    monkeypatch.setattr(reliability, "annotator_weights", weigh)
+    votes = [ranking("t", "ann", a=1, b=2), *(ranking("t", name, a=2, b=1) for name in ("bob", "cho", "dan", "eve"))]
+    flags = ["--weights", "reliability", "--annotators_out", "dan", "--annotators_heldout", "eve"]
+    run = export_run(tmp_path, [task("t", "a", "b")], votes, *flags)
+    (preference,) = read_jsonl(tmp_path / "out/preferences.train.jsonl", Preference)
+    assert preference.chosen[0]["content"] == "a"
+    assert preference.weight == pytest.approx(2.5 / 3)
+    assert run.metrics["annotators"]["ann"] == {"labels": 1, "votes": 1, "weight": 2.5}
+    assert run.metrics["annotators"]["eve"] == {"labels": 1, "votes": 0}
+    assert asked == ["ann", "bob", "cho"]  # nothing that is not trained on has a say
+    (held,) = read_jsonl(tmp_path / "out/preferences.heldout.jsonl", Preference)
+    assert held.chosen[0]["content"] == "b"
+
+
+def test_without_weights_nobody_has_one(tmp_path):
+    run = export_run(tmp_path, [task("t", "a", "b")], [ranking("t", "ann", a=1, b=2)])
+    assert run.metrics["annotators"] == {"ann": {"labels": 1, "votes": 1}}
+
+
+def test_the_labels_hash_does_not_hang_on_order_and_does_on_content(tmp_path):
+    tasks, rankings = many(5)
+    one = export_run(tmp_path / "1", tasks, rankings, "--validation_share", "0.5", "--seed", "3")
+    two = export_run(tmp_path / "2", tasks[::-1], rankings[::-1])
+    other = export_run(tmp_path / "3", tasks, [*rankings[:-1], ranking("t4", "bob", prompt="p4", a=1, b=2, c=3)])
+    assert one.labels_sha256 == two.labels_sha256 != other.labels_sha256
+    held = [ranking(f"t{i}", "cho", prompt=f"p{i}", a=1, b=2, c=3) for i in range(5)]
+    more = export_run(tmp_path / "4", tasks, [*rankings, *held], "--annotators_heldout", "cho")
+    assert more.metrics["num_train"] == two.metrics["num_train"] == 10
+    assert more.labels_sha256 != two.labels_sha256
+    assert one.id != two.id  # another split
+    tie = Tie("i", "g", [], [], {"for": 0, "tie": 1, "against": 0})
+    # sha256 of '["ties", {"group_id": "g", "id": "i", "prompt": [], "responses": [], "votes": ...}]', by coreutils
+    line = json.dumps(["ties", dataclasses.asdict(tie)], sort_keys=True)
+    done = subprocess.run(["sha256sum"], input=line.encode(), capture_output=True, check=True).stdout.decode()
+    assert labels_sha256({"ties": [tie]}) == done.split()[0]
+
+
+def test_settle_counts_what_is_left_out_for_other_reasons():
+    rankings = [ranking("t", "ann", a=1, b=2), ranking("t", "bob", a=2, b=1)]
+    preferences, _, counts = settle([task("t", "a", "b")], rankings, [None, "annotator_heldout"])
+    assert preferences[0].votes == {"for": 1, "tie": 0, "against": 0}
+    assert (counts["votes_left_out"], counts["votes_annotator_out"]) == (1, 0)
+
+
 def test_what_prepare_sent_to_train_is_split_again_with_the_same_seed():
     prompts = [[{"role": "user", "content": str(i)}] for i in range(200)]
     train = [p for p in prompts if split_of(prompt_key(opening(p)), Shares(0.8, 0.1, 0.1), 0) == "train"]
@@ -325,6 +602,32 @@ GOOD = ranking("t", "ann", a=1, b=2)
         ([TASK, TASK], [GOOD], [], "task t: is there twice"),
         ([task("t", "a")], [ranking("t", "ann", a=1)], [], "task t: should have two or more responses"),
         ([task("t", "a", "a")], [ranking("t", "ann", a=1)], [], "task t: should have two or more responses"),
+        (
+            [TASK],
+            [GOOD],
+            ["--min_votes", "2"],
+            "collect more rankings (labels left out: too_few_votes 1)",
+        ),
+        ([TASK], [GOOD], ["--min_votes", "0"], "min_votes is 0, should be at least 1"),
+        ([TASK], [GOOD], ["--weights", "some"], "weights is 'some', should be none or reliability"),
+        ([TASK], [GOOD], ["--annotators_heldout", "anna"], "annotators_heldout: anna ranked nothing, did you mean"),
+        (
+            [TASK],
+            [GOOD],
+            ["--annotators_out", "ann", "--annotators_heldout", "ann"],
+            "annotators_heldout: ann is in annotators_out too; name everybody once",
+        ),
+        ([TASK], [GOOD], ["--store", "labels.db"], "--store and --tasks and --rankings is given; give either --store"),
+        ([TASK], [dataclasses.replace(GOOD, kind="vote")], [], "line 1: kind is 'vote', should be one of task, gold"),
+        ([TASK], [dataclasses.replace(GOOD, both_bad=True)], [], "line 1: says that all are bad, yet ranks one above"),
+        ([TASK], [dataclasses.replace(GOOD, strength=0)], [], "line 1: strength is 0 and the ranks differ; it should"),
+        ([TASK], [dataclasses.replace(GOOD, strength=-1)], [], "line 1: strength is -1 and the ranks differ"),
+        (
+            [TASK],
+            [strong("t", "ann", 2, a=1, b=1)],
+            [],
+            "line 1: strength is 2 and the ranks are equal; it",
+        ),
     ],
 )
 def test_errors_name_the_line_and_write_nothing(tmp_path, tasks, rankings, flags, message):
@@ -366,3 +669,13 @@ def test_a_finished_run_is_not_overwritten(tmp_path):
     export_run(tmp_path, [TASK], [GOOD])
     with pytest.raises(UserError, match="holds a finished export run"):
         export_run(tmp_path, [TASK], [GOOD])
+
+
+@pytest.mark.parametrize(
+    ("flags", "given"), [([], "nothing"), (["--tasks", "x"], "--tasks"), (["--rankings", "x"], "--rankings")]
+)
+def test_labels_come_from_a_store_or_from_two_files(tmp_path, flags, given):
+    config = parse(export.Config, [*flags, "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(UserError, match=f"export: {given} is given; give either --store labels.db, or both --tasks"):
+        export.run(config)
+    assert not (tmp_path / "out").exists()

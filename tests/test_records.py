@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.records import Preference, Prompt, Ranking, make_id, read_jsonl, write_jsonl, write_whole
+from rlhf.records import Preference, Prompt, Ranking, Response, make_id, read_jsonl, write_jsonl, write_whole
 
 PROMPT = Prompt("p1", [{"role": "user", "content": "héllo\u2028\n"}], {"k": 1})
 
@@ -81,3 +81,21 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, full_disk: Path) -> Non
         write_whole(path, [json.dumps("x" * 1000)] * 2000)
     assert path.read_text() == "old\n"
     assert [p.name for p in full_disk.iterdir()] == ["x.jsonl"]
+
+
+def test_text_that_utf8_cannot_hold_comes_back(tmp_path: Path) -> None:
+    """Lone surrogates come out of browsers and models; JSON has an escape for them, UTF-8 has no bytes."""
+    text = "null \0 lone \ud800 bidi \u202e astral \U0001f642 \\ud800 \udfff"
+    response = Response("r", "p", text, "run", {"note": text})
+    write_jsonl(tmp_path / "x.jsonl", [response])
+    assert read_jsonl(tmp_path / "x.jsonl", Response) == [response]
+    line = (tmp_path / "x.jsonl").read_text(encoding="utf-8")  # valid UTF-8, and readable where it can be
+    assert "\U0001f642" in line
+    assert json.loads(line)["text"] == text
+    assert make_id("prm", text) != make_id("prm", "null")
+
+
+def test_the_id_of_a_lone_surrogate_has_not_changed_others() -> None:
+    # sha256 of '["é"]' in UTF-8, computed by coreutils
+    digest = subprocess.run(["sha256sum"], input='["é"]'.encode(), capture_output=True, check=True).stdout.decode()
+    assert make_id("prm", "é") == f"prm-{digest[:12]}"

@@ -48,6 +48,47 @@ def test_a_run_knows_its_parents(tmp_path: Path, data: Path) -> None:
     assert second.data_sha256 == {"rows": file_sha256(tmp_path / "a" / "out.jsonl")}
 
 
+def test_labels_are_carried_from_run_to_run(tmp_path: Path, data: Path) -> None:
+    """Whatever reads files or models of a run that labels are in has them in it too, however far down."""
+    made = {}
+    for name, labels in (("one", "aaa"), ("two", "bbb")):
+        with open_run("export", tmp_path / name, {}, {"tasks": data}, labels_sha256=labels) as run:
+            (run.path / "preferences.jsonl").write_text(name)
+            made[name] = run.finish()
+    inputs = {"preferences": tmp_path / "one" / "preferences.jsonl", "eval": tmp_path / "one" / "preferences.jsonl"}
+    with open_run("reward", tmp_path / "reward", {}, inputs) as run:
+        reward = run.finish()
+    inputs = {
+        "reward 0": tmp_path / "reward",
+        "model": tmp_path / "nowhere",
+        "data": tmp_path / "two" / "preferences.jsonl",
+    }
+    with open_run("ppo", tmp_path / "ppo", {}, inputs) as run:
+        ppo = run.finish()
+    assert made["one"].labels_sha256 == reward.labels_sha256 == ["aaa"]
+    assert ppo.labels_sha256 == ["aaa", "bbb"]
+    assert read_run(tmp_path / "ppo") == ppo
+    assert made["one"].id != made["two"].id  # the same settings and files, other labels
+    # What labels a run makes itself are its own, whatever it was made from.
+    with open_run("export", tmp_path / "again", {}, inputs, labels_sha256="ccc") as run:
+        assert run.run.labels_sha256 == ["ccc"]
+
+
+def test_a_run_from_before_labels_were_named_has_none(tmp_path: Path, data: Path) -> None:
+    _finish(tmp_path / "r", data)
+    path = tmp_path / "r" / "run.json"
+    old = json.loads(path.read_text())
+    del old["labels_sha256"]
+    path.write_text(json.dumps(old))
+    assert read_run(tmp_path / "r").labels_sha256 == []
+
+
+def test_a_figure_with_a_lone_surrogate_is_recorded(tmp_path: Path) -> None:
+    with open_run("sft", tmp_path / "r", {}, {}) as run:
+        run.finish(reason="lone \ud800")
+    assert read_run(tmp_path / "r").metrics == {"reason": "lone \ud800"}
+
+
 def test_the_same_work_has_the_same_id_wherever_it_lies(tmp_path: Path, data: Path) -> None:
     (tmp_path / "copy.jsonl").write_text("abc")
     one = _finish(tmp_path / "a", data, seed=1, output_dir="a", data=str(data))

@@ -52,15 +52,16 @@ ANNOTATORS = (
 )
 
 
-def rank(task: Task, annotator: Annotator, seed: int) -> Ranking:
+def rank(task: Task, annotator: Annotator, seed: int, shown: list[str] | None = None) -> Ranking:
     """The annotator's answer to a task; the same for the same seed.
 
-    The order on screen is random and recorded in `shown`. Equal texts are ties. Ranks are dense:
-    1, 1, 2. `at` stays None, because simulated people have no calendar.
+    The order on screen is the one given (the label store's), else random; it is recorded in `shown`.
+    Equal texts are ties. Ranks are dense: 1, 1, 2. `at` stays None, because simulated people have no calendar.
     """
     rng = Random(f"{seed}/{annotator.name}/{task.id}")
-    shown = [response.id for response in task.responses]
-    rng.shuffle(shown)
+    if shown is None:
+        shown = [response.id for response in task.responses]
+        rng.shuffle(shown)
     texts = {response.id: response.text for response in task.responses}
     # By text and not by response: equal texts get one utility, that of where it is shown first.
     distinct = list(dict.fromkeys(texts[id] for id in shown))

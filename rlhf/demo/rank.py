@@ -1,6 +1,7 @@
-"""demo-rank: the simulated annotators rank sampled responses, some tasks more than once."""
+"""demo-rank: the simulated annotators work through the label store, as people do, some tasks more than once."""
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,17 @@ from random import Random
 from statistics import fmean
 from typing import NamedTuple
 
+from sqlalchemy import Connection, select
+
+from labeling_app.form import Form
+from labeling_app.handout import Rules, next_turn
+from labeling_app.loading import SetRules, load_tasks
+from labeling_app.people import add_person
+from labeling_app.store import Store
+from labeling_app.store.schema import leases
+from labeling_app.store.schema import tasks as task_table
+from labeling_app.stored import read_labels
+from labeling_app.submit import submit
 from rlhf import config as configuration
 from rlhf.demo.annotators import ANNOTATORS, Annotator, rank
 from rlhf.errors import UserError
@@ -26,6 +38,7 @@ class RankConfig:
     overlap_share: float = field(default=0.2, metadata={"help": "Share of the tasks that several annotators rank."})
     overlap: int = field(default=3, metadata={"help": "How many annotators rank each of those."})
     seed: int = field(default=0, metadata={"help": "Who ranks what, and the annotators' noise."})
+    port: int = field(default=7861, metadata={"help": "Where the labeling app is, when a person ranks."})
     resume: bool = field(default=False, metadata={"help": "Write into an unfinished run folder again."})
 
     def __post_init__(self) -> None:
@@ -35,6 +48,10 @@ class RankConfig:
             raise ValueError(f"overlap is {self.overlap}, should be from 2 to {len(ANNOTATORS)}, as many as there are")
 
 
+FORM = Form(strength=False, both_bad=False)
+FIRST_DAY = 1767600000.0  # Monday, 5 January 2026, 8:00 UTC: simulated people have a calendar of their own
+
+
 class Config(NamedTuple):
     """What the stage `demo-rank` of the demo's recipe may hold."""
 
@@ -42,32 +59,25 @@ class Config(NamedTuple):
 
 
 def run(config: Config) -> Run:
-    """Write `tasks.jsonl`, one task a prompt with all its responses, and `rankings.jsonl`.
+    """Write `tasks.jsonl`, one task a prompt with all its responses, `labels.db` and what it holds, `rankings.jsonl`.
 
     Raises UserError for missing files, for responses to prompts that the files do not hold, for
     prompts that are not the demo's, and where no prompt has two responses.
     """
     settings = config.rank
-    prompts = list({row.id: row for path in settings.prompts for row in read_jsonl(path, Prompt)}.values())
-    responses = _responses(settings, {prompt.id for prompt in prompts})
-    tasks = group(prompts, responses)
-    if not tasks:
-        raise UserError(
-            f"{', '.join(settings.responses)}: no prompt has two responses; run `rlhf sample` with --num_responses 4"
-        )
-    who = assign(tasks, settings.overlap_share, settings.overlap, settings.seed)
-    rankings = [rank(task, annotator, settings.seed) for task in tasks for annotator in who[task.id]]
-
-    inputs = {f"prompts {n}": path for n, path in enumerate(settings.prompts)}
-    inputs |= {f"responses {n}": path for n, path in enumerate(settings.responses)}
-    with open_run("demo-rank", settings.output_dir, configuration.as_dict(config), inputs, settings.resume) as folder:
+    prompts, tasks = read_tasks(settings)
+    recorded = configuration.as_dict(config)
+    with open_run("demo-rank", settings.output_dir, recorded, inputs(settings), settings.resume) as folder:
+        for old in folder.path.glob("labels.db*"):  # of a run that was stopped
+            old.unlink()
+        rankings = work(tasks, settings, str(folder.path / "labels.db"))
         write_jsonl(folder.path / "tasks.jsonl", tasks)
         write_jsonl(folder.path / "rankings.jsonl", rankings)
         names = [annotator.name for annotator in ANNOTATORS]
         return folder.finish(
             num_tasks=len(tasks),
             num_rankings=len(rankings),
-            num_tasks_overlapping=sum(len(chosen) > 1 for chosen in who.values()),
+            num_tasks_overlapping=sum(count > 1 for count in Counter(row.task_id for row in rankings).values()),
             num_prompts_without_task=len(prompts) - len(tasks),
             agreement=agreement(tasks, rankings),
             agreement_by_annotator={name: agreement(tasks, rankings, name) for name in names},
@@ -75,19 +85,80 @@ def run(config: Config) -> Run:
         )
 
 
-def assign(tasks: Sequence[Task], overlap_share: float, overlap: int, seed: int) -> dict[str, list[Annotator]]:
-    """Task id to its annotators: `overlap` of them for a share of the tasks, one for each other.
+def read_tasks(settings: RankConfig) -> tuple[list[Prompt], list[Task]]:
+    """The prompts, and one task for each that has two responses or more. Raises as `run`."""
+    prompts = list({row.id: row for path in settings.prompts for row in read_jsonl(path, Prompt)}.values())
+    responses = _responses(settings, {prompt.id for prompt in prompts})
+    tasks = group(prompts, responses)
+    if not tasks:
+        raise UserError(
+            f"{', '.join(settings.responses)}: no prompt has two responses; run `rlhf sample` with --num_responses 4"
+        )
+    return prompts, tasks
 
-    Random, and even: nobody gets two tasks more than another of those with one annotator.
+
+def inputs(settings: RankConfig) -> dict[str, str | Path | None]:
+    """The files that the stage reads, by name."""
+    files: dict[str, str | Path | None] = {f"prompts {n}": path for n, path in enumerate(settings.prompts)}
+    return files | {f"responses {n}": path for n, path in enumerate(settings.responses)}
+
+
+def work(tasks: Sequence[Task], settings: RankConfig, url: str) -> list[Ranking]:
+    """Everybody asks the store for tasks and answers them until none are left; what the store then holds.
+
+    Several annotators rank a share of the tasks, one each other. All of it is one write: simulated
+    people lose nothing when the power fails.
     """
-    rng = Random(f"{seed}/assign")
-    order = rng.sample(range(len(tasks)), len(tasks))
-    several = set(order[: round(len(tasks) * overlap_share)])
-    turn = itertools.cycle(rng.sample(ANNOTATORS, len(ANNOTATORS)))
-    return {
-        task.id: rng.sample(ANNOTATORS, overlap) if number in several else [next(turn)]
-        for number, task in enumerate(tasks)
+    rng = Random(f"{settings.seed}/assign")
+    several = set(rng.sample(range(len(tasks)), round(len(tasks) * settings.overlap_share)))
+    parts = {
+        "several": (settings.overlap, [task for number, task in enumerate(tasks) if number in several]),
+        "one": (1, [task for number, task in enumerate(tasks) if number not in several]),
     }
+
+    def job(connection: Connection) -> None:
+        for name, (overlap, part) in parts.items():
+            load_tasks(connection, name, part, "task", SetRules(overlap), FIRST_DAY)
+        everybody = {a: add_person(connection, a.name, "annotator", None, FIRST_DAY) for a in ANNOTATORS}
+        clock = dict.fromkeys(everybody, FIRST_DAY)
+        by_id = {task.id: task for task in tasks}
+        while everybody:
+            for annotator in rng.sample(list(everybody), len(everybody)):  # who is quick to ask is chance
+                clock[annotator] += _answer_next(
+                    connection, annotator, everybody, by_id, settings.seed, clock[annotator]
+                )
+
+    store = Store(url)
+    try:
+        store.write(job)
+        return store.read(read_labels).rankings
+    finally:
+        store.close()
+
+
+def _answer_next(
+    connection: Connection,
+    annotator: Annotator,
+    everybody: dict[Annotator, int],
+    tasks: dict[str, Task],
+    seed: int,
+    now: float,
+) -> float:
+    """One task asked for and answered; the seconds it took. Who gets none goes home."""
+    turn = next_turn(connection, everybody[annotator], Rules(lease_seconds=1e9, seed=seed), now)
+    if turn is None:
+        del everybody[annotator]
+        return 0.0
+    task_id, shown = connection.execute(
+        select(task_table.c.record_id, leases.c.shown)
+        .join(leases, leases.c.task_id == task_table.c.id)
+        .where(leases.c.id == turn.lease_id)
+    ).one()
+    said = rank(tasks[task_id], annotator, seed, shown)
+    sent = {"ranks": [said.ranks[id] for id in shown]}
+    assert said.seconds is not None
+    submit(connection, everybody[annotator], turn.lease_id, turn.lease_id, sent, FORM, said.seconds, now + said.seconds)
+    return said.seconds
 
 
 def agreement(tasks: Sequence[Task], rankings: Sequence[Ranking], annotator: str | None = None) -> float | None:

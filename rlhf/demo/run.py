@@ -22,6 +22,11 @@ class DemoConfig:
     output_dir: str | None = field(default=None, metadata={"help": "The demo's folder; runs/demo-SEED by default."})
     seed: int = field(default=0, metadata={"help": "Seed of every stage: data, weights, sampling, annotators."})
     fresh: bool = field(default=False, metadata={"help": "Remove the folder of an earlier demo first."})
+    annotate: bool = field(
+        default=False,
+        metadata={"help": "Rank the responses yourself in the browser, in place of the simulated annotators."},
+    )
+    port: int = field(default=7861, metadata={"help": "Where the labeling app is, with --annotate true; 0 = any port."})
 
 
 class Config(NamedTuple):
@@ -33,12 +38,16 @@ class Config(NamedTuple):
 def run(config: Config, announce: Callable[[str, int, int, Run | None], None] = lambda *_: None) -> dict[str, Run]:
     """Run (or go on with, or just show again) the demo, and print what it shows."""
     settings = config.demo
-    root = Path(settings.output_dir or f"runs/demo-{settings.seed}")
+    root = Path(settings.output_dir or f"runs/demo-{settings.seed}{'-annotated' if settings.annotate else ''}")
     if settings.fresh and (root / "demo-write" / "run.json").is_file():
         shutil.rmtree(root)
     seeded = ["demo-write", "pretrain", "sft", "sample", "demo-rank", "export", "reward", "dpo", "ppo", "compare"]
     seeds: dict[str, dict[str, Any]] = {name: {"seed": settings.seed} for name in seeded}
-    runs = run_recipe(RECIPE, str(root), seeds, STAGES | DEMO_STAGES, announce)
+    stages = STAGES | DEMO_STAGES
+    if settings.annotate:
+        stages["demo-rank"] = "rlhf.demo.annotate"
+        seeds["demo-rank"]["port"] = settings.port
+    runs = run_recipe(RECIPE, str(root), seeds, stages, announce)
     show(runs, root)
     return runs
 

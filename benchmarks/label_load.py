@@ -1,0 +1,289 @@
+"""The labeling app under load, killed in the middle of it, and beside Potato and Label Studio.
+
+    python benchmarks/label_load.py                               load, then survive, on SQLite
+    python benchmarks/label_load.py --only survive --postgres     on PostgreSQL too, on a server of its own or a URL's
+    python benchmarks/label_load.py --only load --peer            Potato and Label Studio, turn by turn with ours
+
+load: clients that submit as fast as the server lets them, each with its own cookie, on the same machine. A submit of
+ours brings the next task with its receipt, so one request is the full turn; of the peers the annotation's POST alone
+and the full turn (submit, move on, page open) are measured apart. Clients' own cost is measured against a server
+that does nothing. survive: see benchmarks/label_survive.py; peers: benchmarks/label_peers.py. Memory is PSS of the
+server's whole process tree, in megabytes of 10^6 bytes.
+
+One line of JSON on stdout, a table on stderr, and the JSON in --out. Stops by itself, removes what it made but for the
+peers' environments. Exit code 1 where a label was lost, doubled, altered or one too many.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from label_clients import Browser, Lost, Step, crowd, milliseconds, run_loop
+from label_desk import Annotator, desk_server, durability, make_people, open_page, pair_tasks
+from label_label_studio import OVERLAP
+from label_peers import PEERS, install, peer
+from label_servers import Server
+from label_survive import Plan, own_postgres, scratch_database, survive
+
+from rlhf.records import Task
+
+NUM_PAGES = 20  # openings of the page, by as many people
+PAIRS = Path(__file__).parents[2] / "shared/data/hh-rlhf/harmless-base.test.jsonl.gz"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    arguments = parse()
+    result: dict[str, Any] = {"machine": machine(), "clients_alone": clients_alone(arguments.seconds / 2)}
+    with tempfile.TemporaryDirectory(prefix="label-load-", ignore_cleanup_errors=True) as scratch:
+        folders = (Path(scratch) / f"{number}" for number in range(10_000))
+        if arguments.only in (None, "load"):
+            result["load"] = load(arguments, lambda: next(folders))
+            result["ratios"] = ratios(result["load"])
+        if arguments.only in (None, "survive"):
+            result["survive"] = survive_all(arguments, lambda: next(folders))
+    print(json.dumps(result))
+    print(table(result), file=sys.stderr)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    if any(run["problems"] or run["refusals"] for run in result.get("survive", [])):
+        sys.exit(1)
+
+
+def parse() -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["load", "survive"])
+    parser.add_argument("--clients", type=int, nargs="+", default=[100, 10, 1])
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, after a warm-up of 2")
+    parser.add_argument("--rounds", type=int, default=1, help="how often everything is measured, in turn")
+    parser.add_argument("--num_tasks", type=int, default=2000)
+    parser.add_argument("--pairs", type=Path, default=PAIRS, help="Anthropic HH's file; made up texts where it is not")
+    parser.add_argument("--peer", nargs="*", choices=PEERS, help="which peers (alone: potato and label-studio)")
+    parser.add_argument("--venvs", type=Path, default=Path("runs/label-peers"), help="the peers' environments")
+    parser.add_argument(
+        "--postgres", nargs="?", const="", help="survive on this PostgreSQL server too (no URL: on one of its own)"
+    )
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--rankings", type=int, default=5000)
+    parser.add_argument("--survivors", type=int, default=100, help="clients of survive")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.peer == []:
+        arguments.peer = ["potato", "label-studio"]
+    return arguments
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured."""
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    packages = ("gradio", "fastapi", "uvicorn", "sqlalchemy")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": names[0] if names else platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def clients_alone(seconds: float) -> dict[str, Any]:
+    """What a hundred clients do with a server that does nothing: no figure here can be over it."""
+    script = Path(__file__).with_name("label_clients.py")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server([sys.executable, str(script), "{port}"], Path(folder), "/") as server,
+    ):
+        browsers = [Browser(server.port) for _ in range(100)]
+
+        async def step(browser: Browser) -> tuple[int, float]:
+            reply = await browser.post("/", {"ranks": [1, 2], "text": "x" * 200})
+            return reply.status, reply.seconds
+
+        steps: list[Step] = [partial(step, browser) for browser in browsers]
+        tally = run_loop(crowd(steps, 0.5, seconds, 10**9))
+    cost = round(1e6 * tally.cpu / max(1, len(tally.seconds)))
+    return {"requests_per_second": tally.summary()["per_second"], "microseconds_of_cpu_per_request": cost}
+
+
+def load(arguments: argparse.Namespace, new_folder: Callable[[], Path]) -> list[dict[str, Any]]:
+    """Every system with every number of clients, in turn, `rounds` times."""
+    tasks = pair_tasks(arguments.pairs, arguments.num_tasks)
+    venvs = {name: install(name, arguments.venvs.resolve()) for name in arguments.peer or []}
+    rows = []
+    for round_number in range(arguments.rounds):
+        for num_clients in arguments.clients:
+            row = load_ours(new_folder(), tasks, num_clients, arguments.seconds)
+            rows.append({"round": round_number, **row})
+            print(load_line(row), file=sys.stderr, flush=True)
+            for name, venv in venvs.items():
+                row = load_peer(name, venv, new_folder(), tasks, num_clients, arguments.seconds)
+                rows.append({"round": round_number, **row})
+                print(load_line(row), file=sys.stderr, flush=True)
+    return rows
+
+
+def load_ours(folder: Path, tasks: Sequence[Task], num_clients: int, seconds: float) -> dict[str, Any]:
+    """Our server on a new SQLite store."""
+    folder.mkdir()
+    url = f"sqlite:///{folder}/labels.db"
+    cookies = list(make_people(url, [f"person-{at:03d}" for at in range(num_clients + NUM_PAGES)]).values())
+    with desk_server(folder, url, tasks, OVERLAP, 1800) as server:
+        people = [Annotator(server.port, cookie, at) for at, cookie in enumerate(cookies[:num_clients])]
+
+        async def drive() -> tuple[dict[str, Any], list[dict[str, float]]]:
+            for one in people:
+                await one.enter()
+            begin = server.cpu_seconds()
+            tally = await crowd([one.step for one in people], 2.0, seconds, 10**9)
+            cpu = server.cpu_seconds() - begin
+            pages = [await open_page(server.port, cookie) for cookie in cookies[num_clients:]]
+            return {**tally.summary(), "server_core_share": round(cpu / (tally.length + 2.0), 2)}, pages
+
+        turns, pages = run_loop(drive())
+    parts = {name: milliseconds(median(page[name] for page in pages)) for name in pages[0]}
+    return {
+        "system": "rlhf label",
+        "settings": durability(url),
+        "clients": num_clients,
+        "submit": turns,  # the next task comes with it: the same request is both
+        "turn": turns,
+        "page_ms": parts.pop("all"),
+        "page_parts_ms": parts,
+        "memory_mb": round(server.peak_pss),
+        "memory_rss_mb": round(server.peak_rss),
+    }
+
+
+def load_peer(
+    name: str, venv: Path, folder: Path, tasks: Sequence[Task], num_clients: int, seconds: float
+) -> dict[str, Any]:
+    """A peer on the same tasks: full turns, then submits alone, then its page."""
+    server, people, settings = peer(name, venv, folder, tasks, num_clients)
+    with server:
+
+        async def drive() -> tuple[dict[str, Any], dict[str, Any], list[float]]:
+            for one in people:
+                await one.enter()
+            turns = await crowd([one.turn for one in people], 2.0, seconds, 10**9)
+            submits = await crowd([one.submit for one in people], 2.0, seconds, 10**9)
+            await asyncio.sleep(1)
+            pages = []
+            for at in range(NUM_PAGES):
+                try:
+                    pages.append(await people[at % num_clients].page())
+                except Lost as error:
+                    print(f"{name}: page: {error}", file=sys.stderr)
+            return turns.summary(), submits.summary(), pages
+
+        turns, submits, pages = run_loop(drive())
+    return {
+        "system": name,
+        "settings": settings,
+        "clients": num_clients,
+        "submit": submits,
+        "turn": turns,
+        "page_ms": milliseconds(median(pages)) if pages else None,
+        "memory_mb": round(server.peak_pss),
+        "memory_rss_mb": round(server.peak_rss),
+    }
+
+
+def survive_all(arguments: argparse.Namespace, new_folder: Callable[[], Path]) -> list[dict[str, Any]]:
+    """On SQLite, and on PostgreSQL where a server is named."""
+    overlap = 5
+    num_tasks = -(-arguments.rankings // overlap)
+    plan = Plan(arguments.survivors, num_tasks, overlap, arguments.kills)
+    folder = new_folder()
+    folder.mkdir()
+    runs = [survive(folder, f"sqlite:///{folder}/labels.db", plan)]
+    if arguments.postgres is not None:
+        folder = new_folder()
+        folder.mkdir()
+        with scratch_database(arguments.postgres) if arguments.postgres else own_postgres() as url:
+            runs.append(survive(folder, url, replace(plan, seed=1)))
+    return runs
+
+
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ours beside each peer with as many clients, medians over the rounds; over 1 is in our favour."""
+    found = []
+    for name, num_clients in dict.fromkeys((row["system"], row["clients"]) for row in rows):
+        ours = [row for row in rows if (row["system"], row["clients"]) == ("rlhf label", num_clients)]
+        theirs = [row for row in rows if (row["system"], row["clients"]) == (name, num_clients)]
+        if name == "rlhf label":
+            continue
+
+        def of(runs: list[dict[str, Any]], *path: str) -> float | None:
+            values = []
+            for run in runs:
+                for key in path:
+                    run = run[key]
+                values.append(run)
+            return None if None in values else median(values)
+
+        def over(above: float | None, below: float | None) -> float | None:
+            return round(above / below, 2) if above and below else None
+
+        found.append(
+            {
+                "peer": name,
+                "clients": num_clients,
+                "submits": over(of(ours, "submit", "per_second"), of(theirs, "submit", "per_second")),
+                "turns": over(of(ours, "turn", "per_second"), of(theirs, "turn", "per_second")),
+                "submit_p95": over(of(theirs, "submit", "p95_ms"), of(ours, "submit", "p95_ms")),
+                "turn_p95": over(of(theirs, "turn", "p95_ms"), of(ours, "turn", "p95_ms")),
+                "page": over(of(theirs, "page_ms"), of(ours, "page_ms")),
+                "memory": over(of(theirs, "memory_mb"), of(ours, "memory_mb")),
+            }
+        )
+    return found
+
+
+def load_line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    submit, turn = row["submit"], row["turn"]
+    failed = sum(count for status, count in submit["statuses"].items() if status[0] not in "23")
+    if turn is not submit:
+        failed += sum(count for status, count in turn["statuses"].items() if status[0] not in "23")
+    cells = [row["system"], row["clients"], submit["per_second"], submit["p50_ms"], submit["p95_ms"], submit["p99_ms"]]
+    cells += [turn["per_second"], turn["p95_ms"], row["page_ms"], row["memory_mb"], failed]
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def table(result: dict[str, Any]) -> str:
+    """All figures in Markdown."""
+    alone = result["clients_alone"]
+    lines = [
+        f"clients alone: {alone['requests_per_second']} requests a second, "
+        f"{alone['microseconds_of_cpu_per_request']} µs of CPU each"
+    ]
+    if "load" in result:
+        head = ["system", "clients", "submits/s", "p50 ms", "p95", "p99"]
+        head += ["turns/s", "turn p95", "page ms", "memory MB", "errors"]
+        lines += ["", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *map(load_line, result["load"])]
+    for row in result.get("ratios", []):
+        values = {key: value for key, value in row.items() if key not in ("peer", "clients")}
+        cells = ", ".join(f"{key} {value}" for key, value in values.items())
+        lines.append(f"ours / {row['peer']}, {row['clients']} clients (over 1: ours is better): {cells}")
+    for run in result.get("survive", []):
+        lines += ["", f"survive, {run['store']}: {run['kills']} kills, {run['acknowledged_rankings']} rankings in "]
+        lines[-1] += f"{run['seconds']} s, {run['counted']} count, {run['surplus']} beside them, "
+        lines[-1] += f"problems: {run['problems'] or 'none'}, refusals: {run['refusals'] or 'none'}"
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
