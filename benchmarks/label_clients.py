@@ -211,7 +211,7 @@ class Tally:
 
 
 async def crowd(steps: Sequence[Step], warm: float, seconds: float, most: int) -> Tally:
-    """Every client does its step as often as it can, for `seconds` after `warm`, or until `most` steps are done.
+    """Every client does its step as often as it can, for `seconds` after `warm`, or until `most` are done in all.
 
     What ends in the warm-up is not counted. A step whose connection was lost counts under "lost".
     """
@@ -219,10 +219,11 @@ async def crowd(steps: Sequence[Step], warm: float, seconds: float, most: int) -
     begin = time.perf_counter() + warm
     last = begin
     cpu = None
+    num = 0
 
     async def client(step: Step) -> None:
-        nonlocal last, cpu
-        while len(tally.seconds) < most and time.perf_counter() < begin + seconds:
+        nonlocal last, cpu, num
+        while num < most and time.perf_counter() < begin + seconds:
             try:
                 done = await step()
             except Lost:
@@ -230,6 +231,7 @@ async def crowd(steps: Sequence[Step], warm: float, seconds: float, most: int) -
                 await asyncio.sleep(0.02)
             if done is None:
                 return
+            num += 1
             now = time.perf_counter()
             if not begin <= now < begin + seconds:
                 continue

@@ -5,10 +5,10 @@
     python benchmarks/label_load.py --only load --peer            Potato and Label Studio, turn by turn with ours
 
 load: clients that submit as fast as the server lets them, each with its own cookie, on the same machine. A submit of
-ours brings the next task with its receipt, so one request is the full turn; of the peers the annotation's POST alone
-and the full turn (submit, move on, page open) are measured apart. Clients' own cost is measured against a server
-that does nothing. survive: see benchmarks/label_survive.py; peers: benchmarks/label_peers.py. Memory is PSS of the
-server's whole process tree, in megabytes of 10^6 bytes.
+ours brings the next task with its receipt; a turn is that and what the widget asks after every fifth (the JSON also
+has turns with a draft saved on the way). Of the peers the annotation's POST alone is the submit, and submit, move on,
+page open the turn. Clients' own cost is measured against a server that does nothing. Memory is PSS of the server's
+whole process tree, in megabytes of 10^6 bytes. survive: see label_survive.py; peers: see label_peers.py.
 
 One line of JSON on stdout, a table on stderr, and the JSON in --out. Stops by itself, removes what it made but for the
 peers' environments. Exit code 1 where a label was lost, doubled, altered or one too many.
@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,14 +31,15 @@ from statistics import median
 from typing import Any
 
 from label_clients import Browser, Lost, Step, crowd, milliseconds, run_loop
-from label_desk import Annotator, desk_server, durability, make_people, open_page, pair_tasks
-from label_label_studio import OVERLAP
+from label_ours import Annotator, desk_server, durability, make_people, open_page, pair_tasks
+from label_peer_studio import OVERLAP
 from label_peers import PEERS, install, peer
 from label_servers import Server
 from label_survive import Plan, own_postgres, scratch_database, survive
 
 from rlhf.records import Task
 
+WARM = 1.0  # seconds that are not counted
 NUM_PAGES = 20  # openings of the page, by as many people
 PAIRS = Path(__file__).parents[2] / "shared/data/hh-rlhf/harmless-base.test.jsonl.gz"
 
@@ -66,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["load", "survive"])
     parser.add_argument("--clients", type=int, nargs="+", default=[100, 10, 1])
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, after a warm-up of 2")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, after a warm-up of 1")
     parser.add_argument("--rounds", type=int, default=1, help="how often everything is measured, in turn")
     parser.add_argument("--num_tasks", type=int, default=2000)
     parser.add_argument("--pairs", type=Path, default=PAIRS, help="Anthropic HH's file; made up texts where it is not")
@@ -113,7 +115,7 @@ def clients_alone(seconds: float) -> dict[str, Any]:
             return reply.status, reply.seconds
 
         steps: list[Step] = [partial(step, browser) for browser in browsers]
-        tally = run_loop(crowd(steps, 0.5, seconds, 10**9))
+        tally = run_loop(crowd(steps, WARM, seconds, 10**9))
     cost = round(1e6 * tally.cpu / max(1, len(tally.seconds)))
     return {"requests_per_second": tally.summary()["per_second"], "microseconds_of_cpu_per_request": cost}
 
@@ -143,23 +145,29 @@ def load_ours(folder: Path, tasks: Sequence[Task], num_clients: int, seconds: fl
     with desk_server(folder, url, tasks, OVERLAP, 1800) as server:
         people = [Annotator(server.port, cookie, at) for at, cookie in enumerate(cookies[:num_clients])]
 
-        async def drive() -> tuple[dict[str, Any], list[dict[str, float]]]:
+        num_places = min(OVERLAP, num_clients) * len(tasks)
+
+        async def drive() -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
             for one in people:
                 await one.enter()
-            begin = server.cpu_seconds()
-            tally = await crowd([one.step for one in people], 2.0, seconds, 10**9)
-            cpu = server.cpu_seconds() - begin
-            pages = [await open_page(server.port, cookie) for cookie in cookies[num_clients:]]
-            return {**tally.summary(), "server_core_share": round(cpu / (tally.length + 2.0), 2)}, pages
+            found = []
+            for kind in ("submit", "one_turn", "turn_with_draft"):
+                begin, start = server.cpu_seconds(), time.perf_counter()
+                steps: list[Step] = [getattr(one, kind) for one in people]
+                tally = await crowd(steps, WARM, seconds, num_places // 3)
+                share = (server.cpu_seconds() - begin) / (time.perf_counter() - start)
+                found.append({**tally.summary(), "server_core_share": round(share, 2)})
+            return found, [await open_page(server.port, cookie) for cookie in cookies[num_clients:]]
 
-        turns, pages = run_loop(drive())
+        (submits, turns, turns_with_draft), pages = run_loop(drive())
     parts = {name: milliseconds(median(page[name] for page in pages)) for name in pages[0]}
     return {
         "system": "rlhf label",
         "settings": durability(url),
         "clients": num_clients,
-        "submit": turns,  # the next task comes with it: the same request is both
+        "submit": submits,
         "turn": turns,
+        "turn_with_draft": turns_with_draft,
         "page_ms": parts.pop("all"),
         "page_parts_ms": parts,
         "memory_mb": round(server.peak_pss),
@@ -177,8 +185,8 @@ def load_peer(
         async def drive() -> tuple[dict[str, Any], dict[str, Any], list[float]]:
             for one in people:
                 await one.enter()
-            turns = await crowd([one.turn for one in people], 2.0, seconds, 10**9)
-            submits = await crowd([one.submit for one in people], 2.0, seconds, 10**9)
+            turns = await crowd([one.turn for one in people], WARM, seconds, 10**9)
+            submits = await crowd([one.submit for one in people], WARM, seconds, 10**9)
             await asyncio.sleep(1)
             pages = []
             for at in range(NUM_PAGES):
@@ -256,8 +264,7 @@ def load_line(row: dict[str, Any]) -> str:
     """A row of the table."""
     submit, turn = row["submit"], row["turn"]
     failed = sum(count for status, count in submit["statuses"].items() if status[0] not in "23")
-    if turn is not submit:
-        failed += sum(count for status, count in turn["statuses"].items() if status[0] not in "23")
+    failed += sum(count for status, count in turn["statuses"].items() if status[0] not in "23")
     cells = [row["system"], row["clients"], submit["per_second"], submit["p50_ms"], submit["p95_ms"], submit["p99_ms"]]
     cells += [turn["per_second"], turn["p95_ms"], row["page_ms"], row["memory_mb"], failed]
     return f"| {' | '.join(str(cell) for cell in cells)} |"

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from label_clients import Browser
-from label_label_studio import label_studio
-from label_potato import potato
+from label_peer_potato import potato
+from label_peer_studio import label_studio
 from label_servers import Server
 
 from rlhf.records import Task

@@ -20,7 +20,7 @@ from typing import Any
 
 from label_check import Sent, check, num_counted, read_store
 from label_clients import Browser, Lost, Reply, run_loop
-from label_desk import Annotator, desk_server, durability, expect, make_people, marked_tasks, marks, task_of
+from label_ours import Annotator, desk_server, durability, expect, make_people, marked_tasks, marks, task_of
 from label_servers import Server
 from sqlalchemy import create_engine, make_url, text
 

@@ -22,8 +22,10 @@ from labeling_app.session import Session
 T = TypeVar("T")
 
 LEADS_ONLY = "This page is for the project's lead."
-NUM_LISTED = 100  # disputes in one answer
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+NUM_LISTED = 50  # disputes in one answer
+EXPORT = "export-"  # what the folders of export runs that the page makes begin with
+_RUN = re.compile(rf"{EXPORT}[0-9]{{8}}-[0-9]{{6}}")
+_FILE = re.compile(r"[a-z_][a-z_.]{0,60}\.jsonl|run\.json")
 
 
 def lead(connection: Connection, session: Session) -> Person:
@@ -109,8 +111,8 @@ def admin_routes(desk: Desk, exports: Path | None = None) -> list[Route]:
 
 
 def find_file(exports: Path | None, run: str, name: str) -> Path | None:
-    """A file of an export run by plain names; None for anything else, and where it is not there."""
-    if exports is None or not _NAME.fullmatch(run) or not _NAME.fullmatch(name):
+    """A file of an export run that the page made; None for anything else in that folder, or beside it."""
+    if exports is None or not _RUN.fullmatch(run) or not _FILE.fullmatch(name):
         return None
     path = exports / run / name
     inside = path.is_file() and path.resolve().parent == exports.resolve() / run

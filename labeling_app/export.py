@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ from rlhf.runs import open_run
 __all__ = ["Config", "ExportConfig", "Exported", "aggregate", "assemble", "is_validation", "labels_sha256", "run"]
 
 WEIGHTS = ("none", "reliability")
+_NO_REASON = "named in annotators_out, or left out where the files come from"
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def is_validation(prompt: Messages, share: float, seed: int) -> bool:
 
 def labels_sha256(parts: Mapping[str, Iterable[Any]]) -> str:
     """The SHA-256 of records by part, whatever their order: what an export's labels are known by in later runs."""
-    lines = (json.dumps([name, asdict(row)], sort_keys=True) for name, rows in parts.items() for row in rows)
+    lines = (json.dumps([name, vars(row)], sort_keys=True) for name, rows in parts.items() for row in rows)
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -221,7 +222,7 @@ def _exclusions(
         "tasks": tasks,
         "better_answers": {reason: number for reason, number in wrote.items() if reason is not None},
         "annotators_out": {
-            name: {"labels": number, "reason": labels.left_out.get(name, "annotators_out")}
+            name: {"labels": number, "reason": labels.left_out.get(name, _NO_REASON)}
             for name, number in Counter(answer.annotator for answer in out).items()
         },
         "skips": dict(Counter(skip.reason for skip in labels.skips)),
@@ -238,14 +239,16 @@ def _files(
     settings: ExportConfig,
 ) -> dict[str, Sequence[object]]:
     share, seed = settings.validation_share, settings.seed
-    set_aside = [row for row in demonstrations if is_validation(row.messages[:-1], share, seed)]
+    sides: dict[bool, list[Demonstration]] = {False: [], True: []}
+    for row in demonstrations:
+        sides[is_validation(row.messages[:-1], share, seed)].append(row)
     files = {
         "preferences.validation.jsonl": validation,
         "preferences.heldout.jsonl": held,
         "preferences.heldout.validation.jsonl": [row for row in held if is_validation(row.prompt, share, seed)],
         "ties.heldout.jsonl": held_ties,
-        "demonstrations.jsonl": [row for row in demonstrations if row not in set_aside],
-        "demonstrations.validation.jsonl": set_aside,
+        "demonstrations.jsonl": sides[False],
+        "demonstrations.validation.jsonl": sides[True],
     }
     return {"preferences.train.jsonl": train, "ties.jsonl": ties} | {name: rows for name, rows in files.items() if rows}
 

@@ -55,6 +55,9 @@ def read_form(path: str | Path) -> Form:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name the form's YAML file") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}, line {line}: is no YAML ({error.problem})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict):
@@ -75,6 +78,8 @@ def from_dict(content: Mapping[str, Any], where: str = "form") -> Form:
     for key in ("strength", "both_bad", "better_answer"):
         if key in values and not isinstance(values[key], bool):
             raise UserError(f"{where}: `{key}` should be true or false")
+    if values.get("reason") is False:  # YAML reads a bare `off` as false
+        values["reason"] = "off"
     if values.get("reason", "optional") not in ("optional", "required", "off"):
         raise UserError(f"{where}: `reason` is {values['reason']!r}, should be optional, required or off")
     for key in ("flags", "attributes"):

@@ -53,7 +53,7 @@ FIRST_WAIT, LONGEST_WAIT = 4.0, 900.0  # seconds
 FORGET_AFTER = 3600.0  # seconds without a failure
 MAX_ATTEMPTS = 10_000  # rows
 MAX_WAITING = 200  # passwords that wait to be hashed
-# One at a time: each takes 12 MiB, and a processor for 50 ms. Argon2 lets go of Python's lock meanwhile.
+# A thread of their own, as they come one by one: waiting for it takes no other request's thread.
 _HASHING = ThreadPoolExecutor(1, "label-password")
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -8,13 +8,14 @@ import functools
 import hashlib
 import itertools
 import secrets
+import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Row, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, update
 
 from labeling_app.answer import Refused
 from labeling_app.handout import ask_one_more, hold
@@ -32,6 +33,8 @@ MAX_REASON = 2000
 # Unicode's Default_Ignorable_Code_Point and other blanks that `str.isprintable` lets pass.
 _BLANK = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}
 _BLANK |= {*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+# Each hash takes 12 MiB: however many people log in, the server takes no more.
+_ONE_AT_A_TIME = threading.Semaphore()
 # Of eight characters and more, those that every list of leaked passwords begins with.
 _COMMON = """
     password passw0rd password1 password123 passwort motdepasse contrasena qwertyui qwertyuiop qwerty123 qwertz123
@@ -234,7 +237,8 @@ def check_password(password: str, name: str) -> None:
 
 def hash_password(password: str) -> str:
     """The hash to store. Takes long (see `hasher`): not in an event loop, not in a store's job."""
-    return hasher().hash(_bytes(password))
+    with _ONE_AT_A_TIME:
+        return hasher().hash(_bytes(password))
 
 
 def verify_password(password_hash: str | None, password: str) -> bool:
@@ -247,7 +251,8 @@ def verify_password(password_hash: str | None, password: str) -> bool:
         # Of the form of a hash, but of no password: 16 bytes of salt and 32 of hash, all zero.
         password_hash = f"$argon2id$v=19${cost}${'A' * 22}${'A' * 43}"
     try:
-        return argon2.verify(password_hash, _bytes(password))
+        with _ONE_AT_A_TIME:
+            return argon2.verify(password_hash, _bytes(password))
     except (VerificationError, InvalidHashError):
         return False
 
@@ -380,10 +385,13 @@ def put_back(connection: Connection, person_id: int, by: int | None, now: float)
     return Moved(num_counted=len(counted), num_surplus=len(surplus))
 
 
+# Built once: of somebody's thousands of answers each is asked about.
+_HAS_PLACE = select(tasks.c.num_done + tasks.c.num_held < tasks.c.num_needed).where(tasks.c.id == bindparam("task"))
+
+
 def _take_place(connection: Connection, answer: Row) -> bool:
     """Let an answer count if its task has a place for it, be its set closed or not."""
-    places = tasks.c.num_done + tasks.c.num_held < tasks.c.num_needed
-    if not connection.execute(select(places).where(tasks.c.id == answer.task_id)).scalar_one():
+    if not connection.execute(_HAS_PLACE, {"task": answer.task_id}).scalar_one():
         return False
     if answer.kind != "task":
         _set_kind(connection, answer.lease_id, "task")

@@ -68,11 +68,14 @@ def submit(
             raise Conflict("You have answered this task already. Open it from “My answers” to change it.")
         _acknowledge(connection, submission_id, work, now)
         return Receipt(work.stands_as, work.revision, True, _known(work, body))
+    if work.stands is not None:
+        _check_editable(connection, work)
     _acknowledge(connection, submission_id, work, now)
     if work.stands is None:
         kind, revision = _add(connection, work, body, _seconds(seconds), now), 1
     else:
-        kind, revision = work.stands_as, _change(connection, work, body)
+        kind, revision = work.stands_as, work.revision + 1
+        connection.execute(_CHANGE, {"lease": lease_id, "said": body, "newer": revision})
     if work.has_draft:
         connection.execute(_FORGET_DRAFT, {"lease": lease_id})
     if kind == "task" and work.extra_vote:
@@ -102,9 +105,10 @@ def skip(
         raise Refused("Practice tasks cannot be skipped.")
     if len(reason) > MAX_TEXT or len(note or "") > MAX_TEXT:
         raise Refused(f"A reason can have {MAX_TEXT:,} characters.")
-    _acknowledge(connection, submission_id, work, now)
     if work.stands is not None:
         _check_editable(connection, work)
+    _acknowledge(connection, submission_id, work, now)
+    if work.stands is not None:
         connection.execute(_WITHDRAW, {"lease": lease_id})
     if work.has_draft:
         connection.execute(_FORGET_DRAFT, {"lease": lease_id})
@@ -212,7 +216,7 @@ _ADD = insert(answers)
 _CHANGE = (
     update(answers)
     .where(answers.c.lease_id == bindparam("lease"))
-    .values(body=bindparam("said"), revision=answers.c.revision + 1)
+    .values(body=bindparam("said"), revision=bindparam("newer"))
 )
 _WITHDRAW = delete(answers).where(answers.c.lease_id == bindparam("lease"))
 _NUM_NEWER = (
@@ -289,16 +293,9 @@ def _add(connection: Connection, work: Row, body: dict[str, Any], seconds: float
     return kind
 
 
-def _change(connection: Connection, work: Row, body: dict[str, Any]) -> int:
-    """Put another answer in place of the one that stands, and return its revision."""
+def _check_editable(connection: Connection, work: Row) -> None:
     if work.kind == "practice":
         raise Refused("Practice answers stay as they are.")
-    _check_editable(connection, work)
-    connection.execute(_CHANGE, {"lease": work.id, "said": body})
-    return work.revision + 1
-
-
-def _check_editable(connection: Connection, work: Row) -> None:
     newer = connection.execute(_NUM_NEWER, {"person": work.person_id, "at": work.answered_at}).scalar_one()
     if newer >= NUM_EDITABLE:
         raise Refused(f"Only your last {NUM_EDITABLE} answers can be changed; ask the lead about older ones.")

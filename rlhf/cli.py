@@ -229,13 +229,15 @@ def _show(run: Any, output_dir: str) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=f"{run.stage}: {output_dir}  ({run.seconds:.0f} s)", title_justify="left", show_header=False)
     table.add_column(style="dim")
     table.add_column()
     for key, value in run.metrics.items():
         if (text := _metric(value)) is not None:
-            table.add_row(key.replace("_", " "), text)
+            printable = "".join(sign if sign.isprintable() else " " for sign in text)  # reasons that people wrote
+            table.add_row(key.replace("_", " "), Text(printable))
     console = Console()
     console.print(table)
     if run.stage in NEXT:

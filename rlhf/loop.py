@@ -16,6 +16,7 @@ STAGES = {
     "pretrain": "rlhf.pretrain",
     "sft": "rlhf.sft",
     "sample": "rlhf.sample",
+    "select": "labeling_app.selection",
     "export": "labeling_app.export",
     "reward": "reward_model.train",
     "dpo": "rlhf.dpo",
@@ -25,13 +26,15 @@ STAGES = {
 
 
 def run_stage(verb: str, config: tuple[Any, ...], modules: dict[str, str] | None = None) -> Run:
-    """Run one stage, and hand `compare` its judges: the one thing that a stage needs of another."""
+    """Run one stage, and hand `compare` its judges and `select` its scorers: all that a stage needs of another."""
     module = importlib.import_module((modules or STAGES)[verb])
     part = next(part for part in config if hasattr(part, "output_dir"))
     if part.output_dir is not None and is_main_process():  # other ranks may look when this one has begun to write
         check_output_dir(part.output_dir, any(getattr(part, "resume", False) for part in config))
     if verb == "compare":
         return module.run(config, judges(config[0]))
+    if verb == "select":
+        return module.run(config, scorers(config[0]))
     return module.run(config)
 
 
@@ -45,6 +48,20 @@ def judges(settings: Any) -> dict[str, RewardFunction]:
     if settings.gold:
         found["gold"] = load_function(settings.gold, "gold")
     return found
+
+
+def scorers(settings: Any) -> dict[str, RewardFunction]:
+    """What select's settings name: reward models' folders, functions as `module:function`."""
+    if settings.by == "random":
+        return {}
+    from rlhf.scoring import load_reward_model
+
+    return {
+        name: load_function(name, "reward")
+        if ":" in name and not Path(name).exists()
+        else load_reward_model(name, batch_size=settings.batch_size)
+        for name in settings.reward
+    }
 
 
 def run_recipe(

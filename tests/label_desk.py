@@ -1,5 +1,6 @@
 """The ranking widget in a real browser, against tests/label_stub.py: fixtures and what tests do in its window."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,8 @@ class Visitor:
         return self.page.get_by_role("region", name=f"Response {letter}", exact=True)
 
     def shows(self, lease: str) -> None:
-        """Waits until a task of tests.label_stub.task is on screen, and may be answered."""
+        """Waits until a task of tests.label_stub.task is on screen."""
         self.expect(self.page.locator(".conversation")).to_contain_text(f"Question of {lease}")
-        self.expect(self.page.locator(".submit")).to_contain_text("S")
 
     def said(self, words: str) -> None:
         """Waits until a screen reader has been told."""
@@ -104,6 +104,11 @@ class Visitor:
 
     def no_notice(self) -> None:
         self.expect(self.page.locator(".notice")).to_be_empty()
+
+    def stop_clock(self) -> None:
+        """From here on the page's time goes by only with `page.clock.run_for`."""
+        self.page.clock.install()
+        self.page.clock.pause_at(time.time() + 3600)
 
     def focused(self) -> str:
         """What has the focus: tag and text."""

@@ -16,9 +16,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 STATIC = Path(__file__).parents[1] / "labeling_app" / "ui" / "static"
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Ranking</title><link rel="icon" href="data:,">
-<meta name="viewport" content="width=device-width, initial-scale=1"><style>body { margin: 0 }</style>
-<script type="module" src="/static/ranking.js"></script></head><body><ranking-desk api="/KEY/api"></ranking-desk></body></html>"""
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Ranking</title><link rel="icon" href="data:,"><style>body { margin: 0 }</style>
+<script type="module" src="/static/ranking.js"></script>
+</head>
+<body><ranking-desk api="/KEY/api"></ranking-desk></body>
+</html>"""
 
 FORM: dict[str, Any] = {
     "title": "Which answer is better?",
@@ -71,11 +77,16 @@ class Stub:
         self.hold = threading.Event()  # cleared: submits wait
         self.hold.set()
         self._acknowledged: dict[str, dict[str, Any]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
 
     def count(self, route: str) -> int:
         """How many requests came for a route."""
         return sum(name == route for name, _ in self.requests)
+
+    def has_come(self, route: str, num: int = 1) -> bool:
+        """Waits until so many requests came for a route."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self.count(route) >= num, 15)
 
     def take(self, route: str, body: Any, token: str | None) -> tuple[int, dict[str, Any]]:
         """Status and content for a request."""
@@ -83,6 +94,7 @@ class Stub:
             self.hold.wait(30)
         with self._lock:
             self.requests.append((route, body))
+            self._lock.notify_all()
             if self.failures.get(route):
                 status = self.failures[route].pop(0)
                 return status, {"error": f"The switch says {status}."}

@@ -57,7 +57,7 @@ def test_a_run_ends_with_a_table_and_the_next_command(
     cli.main(["sample", "--policies", str(policy_folder), "--prompts", str(prompts), *flags])
     out = capsys.readouterr().out
     assert "num responses" in out
-    assert f"next: rlhf export --tasks {tmp_path / 'run'}/tasks.jsonl" in out
+    assert f"next: rlhf label --tasks {tmp_path / 'run'}/tasks.jsonl" in out
     assert "holds a finished sample run" in _fails(
         capsys, "sample", "--policies", str(policy_folder), "--prompts", str(prompts), *flags
     )

@@ -31,6 +31,13 @@ def test_prompt_and_reply_join_to_the_template(encoder: Encoder) -> None:
     assert _text(encoder, reply) == "Thank you.<|im_end|>"  # the line break after the end of turn is nobody's
 
 
+def test_a_lone_surrogate_is_read_as_the_sign_for_no_character(encoder: Encoder) -> None:
+    def ids(text: str) -> list[int]:
+        return encoder.prompt_ids([{"role": "user", "content": text}])
+
+    assert ids("a\ud800b") == ids("a\ufffdb")
+
+
 def test_all_assistant_turns_are_masked_in_and_nothing_else(encoder: Encoder) -> None:
     messages = [{"role": "system", "content": "Be kind."}, USER, BOT, USER, {"role": "assistant", "content": "Bye"}]
     encoded = encoder.encode_conversation(messages, None, CutReport())

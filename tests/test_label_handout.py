@@ -1,4 +1,4 @@
-"""Who gets which task: order, overlap, leases that run out, practice, gold, repeats, extra votes, races; both databases."""
+"""Who gets what: order, overlap, leases that run out, practice, gold, repeats, extra votes, races. Both databases."""
 
 import math
 import threading

@@ -19,8 +19,8 @@ sys.path.append(str(BENCHMARKS))
 
 from label_check import Sent, Stored, StoredAnswer, check, num_counted, read_store  # noqa: E402
 from label_clients import Browser, Lost, crowd, parse_reply, percentile  # noqa: E402
-from label_desk import make_people, marked_tasks, marks, pair_tasks, task_of  # noqa: E402
 from label_load import ratios, table  # noqa: E402
+from label_ours import make_people, marked_tasks, marks, pair_tasks, task_of  # noqa: E402
 from label_servers import Server  # noqa: E402
 from label_survive import HARD_TEXT, Book, Plan, Trouble, survive  # noqa: E402
 
@@ -434,7 +434,7 @@ def test_ratios_are_in_our_favour_over_one():
     }
     alone = {"requests_per_second": 9000.0, "microseconds_of_cpu_per_request": 60}
     shown = table({"clients_alone": alone, "load": rows, "ratios": [found]})
-    assert "| rlhf label | 10 | 300.0 | 1.0 | 50.0 | 1.0 | 300.0 | 50.0 | 20.0 | 200 | 1 |" in shown
+    assert "| rlhf label | 10 | 300.0 | 1.0 | 50.0 | 1.0 | 300.0 | 50.0 | 20.0 | 200 | 2 |" in shown
 
 
 # Servers ----------------------------------------------------------------------------------------

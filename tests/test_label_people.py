@@ -1,5 +1,6 @@
 """Accounts, invitations, passwords, pausing; leaving out answers against a model in plain Python."""
 
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -306,6 +307,30 @@ def test_hashes_of_other_parameters_are_told(monkeypatch: pytest.MonkeyPatch) ->
     assert verify_password(old, "tin can ear")  # still good
 
 
+def test_hashes_are_made_one_at_a_time_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight threads, each of which would meet another inside if it could."""
+
+    class Fake:
+        def __init__(self) -> None:
+            self.meeting = threading.Barrier(2)
+
+        def hash(self, _: bytes) -> str:
+            with pytest.raises(threading.BrokenBarrierError):
+                self.meeting.wait(timeout=0.05)
+            self.meeting.reset()
+            return "hash"
+
+        def verify(self, _: str, password: bytes) -> bool:
+            return self.hash(password) == "hash"
+
+    fake = Fake()
+    monkeypatch.setattr(module, "hasher", lambda: fake)
+    with ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(hash_password, "x") for _ in range(4)]
+        verified = [pool.submit(verify_password, "x", "x") for _ in range(4)]
+        assert [job.result() for job in made + verified] == ["hash"] * 4 + [True] * 4
+
+
 def test_nobodys_password_costs_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is verified for an unknown name is a hash of the same cost, and never right."""
     import argon2
@@ -524,6 +549,19 @@ def test_a_freed_place_goes_to_the_answer_that_waits_for_it(connection: Connecti
     assert standing(connection) == [(0, 1, True)]
 
 
+def test_of_answers_that_wait_the_earliest_moves_up(connection: Connection) -> None:
+    a, b, c = team(connection, "ABC")
+    load(connection, 1)
+    for number, person in enumerate((a, b)):
+        vote(connection, person, 1, NOW + number)
+        leave_out(connection, person, "why", None, NOW + number)
+    vote(connection, c, 1, NOW + 2)
+    for person in (b, a):
+        assert put_back(connection, person, None, NOW + 3) == Moved(num_surplus=1)
+    assert leave_out(connection, c, "why", None, NOW + 4) == Moved(num_counted=1, num_left_out=1)
+    assert [kinds(connection, person) for person in (a, b, c)] == [["task"], ["surplus"], ["task"]]
+
+
 def test_what_is_left_out_itself_does_not_move_up(connection: Connection) -> None:
     a, b = team(connection, "AB")
     load(connection, 1)
@@ -704,7 +742,7 @@ def check(connection: Connection, model: Model, ids: list[int], num_answered: in
 
 @given(steps=STEPS, overlap=st.integers(1, 3), extra_vote=st.booleans())
 @example([("answer", 0, 1), ("answer", 1, -1), ("leave_out", 1, 0), ("answer", 2, 1), ("put_back", 1, 0)], 2, True)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 def test_the_store_does_what_the_model_does(
     in_memory: Connection, steps: list[tuple[str, int, int]], overlap: int, extra_vote: bool
 ) -> None:

@@ -231,6 +231,7 @@ def test_percent_agreement_by_hand():
     assert percent_agreement(votes, annotator="ann").value == pytest.approx(3 / 5)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # statsmodels, where the error is 0
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
 def test_kappa_and_its_error_are_statsmodels(couples):

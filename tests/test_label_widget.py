@@ -187,9 +187,9 @@ def test_backspace_takes_the_last_step_back(visit, stub):
     visitor = visit()
     visitor.shows("k1")
     visitor.press("b", "c", "=")
-    visitor.expect(order(visitor)).to_have_text("B  ›  C = …")
+    visitor.expect(order(visitor)).to_have_text("B > C = …")
     visitor.press("Backspace")
-    visitor.expect(order(visitor)).to_have_text("B  ›  C")
+    visitor.expect(order(visitor)).to_have_text("B > C")
     visitor.press("Backspace")
     visitor.said("Response C is taken back")
     visitor.expect(order(visitor)).to_have_text("B")
@@ -210,22 +210,22 @@ def test_an_order_by_clicks_and_the_ladder_s_buttons(visit, stub):
     visitor.shows("k1")
     for letter, text in zip("ABCD", ("apple", "banana", "cherry", "damson"), strict=True):
         visitor.card(letter).get_by_text(text).click()
-    visitor.expect(order(visitor)).to_have_text("A  ›  B  ›  C  ›  D")
+    visitor.expect(order(visitor)).to_have_text("A > B > C > D")
     steps = [
-        ("Move Response D up", "A  ›  B  ›  D  ›  C"),
-        ("Move Response D up", "A  ›  D  ›  B  ›  C"),
-        ("Tie Response B with the one above", "A  ›  D = B  ›  C"),
-        ("Move Response D down", "A  ›  B  ›  D  ›  C"),  # out of the tie first
-        ("Tie Response C with the one above", "A  ›  B  ›  D = C"),
-        ("Tie Response C with the one above", "A  ›  B  ›  D  ›  C"),
-        ("Move Response A up", "A  ›  B  ›  D  ›  C"),
-        ("Take Response B out", "A  ›  D  ›  C"),
+        ("Move Response D up", "A > B > D > C"),
+        ("Move Response D up", "A > D > B > C"),
+        ("Tie Response B with the one above", "A > D = B > C"),
+        ("Move Response D down", "A > B > D > C"),  # out of the tie first
+        ("Tie Response C with the one above", "A > B > D = C"),
+        ("Tie Response C with the one above", "A > B > D > C"),
+        ("Move Response A up", "A > B > D > C"),
+        ("Take Response B out", "A > D > C"),
     ]
     for name, expected in steps:
         visitor.button(name).click()
         visitor.expect(order(visitor)).to_have_text(expected)
     visitor.button("Take out: Response D").click()
-    visitor.expect(order(visitor)).to_have_text("A  ›  C")
+    visitor.expect(order(visitor)).to_have_text("A > C")
     visitor.expect(visitor.card("B").get_by_role("button", name="Place 3rd: Response B")).to_be_visible()
     visitor.press("d", "b")
     visitor.button("Submit").click()
@@ -241,7 +241,7 @@ def test_the_ladder_s_buttons_keep_the_focus(visit, stub):
     up = visitor.button("Move Response D up")
     up.focus()
     visitor.press("Enter", "Enter", "Enter")
-    visitor.expect(order(visitor)).to_have_text("D  ›  A  ›  B  ›  C")
+    visitor.expect(order(visitor)).to_have_text("D > A > B > C")
     visitor.expect(up).to_be_focused()
     visitor.press("Enter")
     visitor.said("Response D is at the top")
@@ -267,15 +267,15 @@ def test_dragging_moves_and_ties(visit, stub):
     visitor.shows("k1")
     visitor.press(*"abcd")
     drag(visitor, "D", "A", 0.1)
-    visitor.expect(order(visitor)).to_have_text("D  ›  A  ›  B  ›  C")
+    visitor.expect(order(visitor)).to_have_text("D > A > B > C")
     drag(visitor, "C", "A", 0.5)
-    visitor.expect(order(visitor)).to_have_text("D  ›  A = C  ›  B")
+    visitor.expect(order(visitor)).to_have_text("D > A = C > B")
     drag(visitor, "D", "B", 0.95)
-    visitor.expect(order(visitor)).to_have_text("A = C  ›  B  ›  D")
+    visitor.expect(order(visitor)).to_have_text("A = C > B > D")
     drag(visitor, "D", "C", 0.1)  # between two that are tied: it joins them
-    visitor.expect(order(visitor)).to_have_text("A = D = C  ›  B")
+    visitor.expect(order(visitor)).to_have_text("A = D = C > B")
     drag(visitor, "A", "A", 0.6)  # back where it was
-    visitor.expect(order(visitor)).to_have_text("A = D = C  ›  B")
+    visitor.expect(order(visitor)).to_have_text("A = D = C > B")
     visitor.press("Enter")
     visitor.expect(visitor.page.get_by_role("heading", name="Nothing left for now")).to_be_visible()
     assert ranks(stub, "k1") == [1, 2, 1, 1]
@@ -301,7 +301,7 @@ def test_dragging_with_a_finger(visit, stub):
     for y in (last["y"], first["y"] + 60, first["y"] - 8, first["y"] - 10):
         touch("touchMove", (x, y))
     touch("touchEnd")
-    visitor.expect(order(visitor)).to_have_text("D  ›  A  ›  B  ›  C")
+    visitor.expect(order(visitor)).to_have_text("D > A > B > C")
 
 
 # ---- Everything else that is asked

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Column, Connection, MetaData, Table, Text, func, insert, select, text
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from labeling_app.store import migrate
 from labeling_app.store.database import Store, StoreError, first_line, open_engine, parse_url, read_transaction, shown
-from labeling_app.store.migrate import NEWEST, version_of
+from labeling_app.store.migrate import version_of
 from labeling_app.store.schema import Json, metadata
 from rlhf.errors import UserError
 
+_FAILURES = (SQLAlchemyError, StoreError, sqlite3.Error, OSError)
 _ROWS = 1000  # at a time, so that a large table does not fill the memory
 
 
@@ -34,33 +37,18 @@ def backup(url: str, path: str | Path) -> int:
     if source.drivername == "sqlite" and not Path(str(source.database)).is_file():
         raise UserError(f"{shown(source)}: no such label store; there is nothing to back up")
     partial = path.with_name(f".{path.name}.partial")
-    engine = open_engine(source)
     try:
         _remove(partial)
-        with read_transaction(engine) as connection:
-            version = version_of(connection, shown(source))
-            if version is None:
-                raise UserError(f"{shown(source)}: is an empty database; there is nothing to back up")
-            if engine.name == "sqlite":
-                _copy_pages(connection, partial)
-            elif version == NEWEST:
-                _copy_into_store(connection, str(partial))
-            else:
-                raise UserError(
-                    f"{shown(source)}: has tables of an older rlhf (version {version}, this one knows {NEWEST}); "
-                    "start `rlhf label` on it once, which brings them up to date, or use the older rlhf"
-                )
-        num_answers = _close_file(partial)
+        num_answers = _take(source, partial)
         _sync(partial)
         partial.replace(path)
         _sync(path.parent)
-    except (SQLAlchemyError, StoreError, sqlite3.Error, OSError) as error:
+    except _FAILURES as error:
         raise UserError(
             f"{path}: no backup was written ({first_line(error)}); "
             f"can {shown(source)} be read, and is there space for the file?"
         ) from error
     finally:
-        engine.dispose()
         _remove(partial)
     return num_answers
 
@@ -71,18 +59,46 @@ def restore(path: str | Path, url: str) -> int:
     The store may be of the other kind than the one that was backed up, and the backup an older rlhf's.
     Raises UserError where `path` is no backup, and where the store holds anything.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise UserError(f"{path}: no such file; name one that `rlhf label backup` wrote")
     with tempfile.TemporaryDirectory(prefix="rlhf-restore-") as folder:
-        copy = f"{folder}/backup.db"
-        backup(str(path), copy)  # it may be a store that is in use; and what we do here does not change it
-        source = Store(copy)
+        copy = Path(folder) / "backup.db"
+        try:
+            _take(URL.create("sqlite", database=str(path)), copy)  # checked, and it may be a store that is in use
+        except _FAILURES as error:
+            raise UserError(
+                f"{path}: cannot be restored ({first_line(error)}); is it a whole backup, is there space in {folder}?"
+            ) from error
+        source = Store(str(copy))
         try:
             return source.read(lambda connection: _copy_into_store(connection, url))
         except StoreError as error:
             raise UserError(f"{url}: nothing was restored ({error}); mend that and run again") from error
         finally:
             source.close()
+
+
+def _take(source: URL, path: Path) -> int:
+    """All that `source` holds at one moment as one checked file; how many answers."""
+    engine = open_engine(source)
+    try:
+        with read_transaction(engine) as connection:
+            version = version_of(connection, shown(source))
+            if version is None:
+                raise UserError(f"{shown(source)}: is an empty database, no label store")
+            if engine.name == "sqlite":
+                _copy_pages(connection, path)
+            elif version == migrate.NEWEST:
+                _copy_into_store(connection, str(path))
+            else:
+                raise UserError(
+                    f"{shown(source)}: has tables of an older rlhf (version {version}, this one knows {migrate.NEWEST})"
+                    "; start `rlhf label` on it once, which brings them up to date, or use the older rlhf"
+                )
+    finally:
+        engine.dispose()
+    return _close_file(path)
 
 
 def _copy_pages(connection: Connection, path: Path) -> None:

@@ -15,6 +15,7 @@ from labeling_app.login import login_router
 from labeling_app.people import Person, person_of
 from labeling_app.routes import Desk, api_routes
 from labeling_app.session import COOKIE
+from labeling_app.ui.gate import Gate
 from labeling_app.ui.manners import Manners
 from labeling_app.ui.static_files import KINDS, find
 
@@ -38,10 +39,12 @@ def make_app(desk: Desk, exports: Path | None = None) -> FastAPI:
     app.add_api_route("/health", _health(desk), methods=["GET"])
     app.add_api_route("/", _home(desk), methods=["GET"], response_model=None)
     app.add_api_route("/static/{version}/{name}", _static, methods=["GET"], response_model=None)
-    app.add_middleware(Manners)
+    rules = {"/rank": lambda person: True, "/admin": lambda person: person.may_lead}
+    app.add_middleware(Gate, desk=desk, rules=rules)
+    app.add_middleware(Manners)  # outside the gate: what is refused is refused politely
 
     look: dict[str, Any] = {"theme": theme(), "footer_links": [], "ssr_mode": False, "run_history": False}
-    leads, works = _allow(desk, lambda person: person.may_lead), _allow(desk, lambda person: True)
+    works, leads = (_allow(desk, may) for may in rules.values())
     gr.mount_gradio_app(app, rank.rank_page(), "/rank", auth_dependency=works, head=rank.HEAD, css=rank.CSS, **look)
     page = admin.admin_page(desk, exports)
     gr.mount_gradio_app(app, page, "/admin", auth_dependency=leads, head=admin.HEAD, css=admin.CSS, **look)

@@ -62,16 +62,8 @@ class Lead:
         **options: Any,
     ) -> Any:
         """Let `work(call, *inputs)` answer events, for leads only."""
-        return gr.on(
-            events,
-            self.checked(work),
-            inputs=list(inputs or []),
-            outputs=list(outputs or []),
-            concurrency_limit=None,
-            api_visibility="private",
-            show_progress="hidden",
-            **options,
-        )
+        rules: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
+        return gr.on(events, self.checked(work), list(inputs or []), list(outputs or []), **rules | options)
 
     def checked(self, work: Callable[..., Any]) -> Callable[..., Any]:
         """`work` behind the check of who calls; what it refuses is shown as a sentence."""

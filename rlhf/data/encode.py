@@ -5,12 +5,15 @@ joined. A reply always ends with the token that ends a turn. What does not fit t
 from the oldest end of the prompt, never from the reply's end of turn, and every cut is counted.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.errors import UserError
 from rlhf.records import Messages
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -182,7 +185,8 @@ class Encoder:
             raise UserError(f"the chat template refuses a conversation of roles {roles}: {error}") from error
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # A lone surrogate is no character, and tokenizers refuse the whole text for one.
+        return self.tokenizer(_SURROGATE.sub("\ufffd", text), add_special_tokens=False)["input_ids"]
 
     def _close(self, ids: list[int]) -> list[int]:
         # Templates differ in what they write after a reply: nothing, the eos, or the eos and a line break.

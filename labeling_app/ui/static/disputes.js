@@ -1,17 +1,15 @@
 // <dispute-desk api="/api">: the lead reads what people disagree on, side by side, and settles it.
 
-import { choiceInWords, letter, ordinal, verdictInWords } from "./answer.js";
-import { icon, make, prose, textBox } from "./dom.js";
+import { verdictInWords } from "./answer.js";
+import { nameOf, showConversation, showOpinions, showResponses } from "./case.js";
+import { icon, make, textBox } from "./dom.js";
+import { dense, pairChoices, placeChoices } from "./places.js";
 import { Server } from "./server.js";
 
-const ROLES = { user: "Person", assistant: "Assistant", system: "Instructions to the assistant", tool: "Tool" };
 const MAX_REASON = 5000;
 const SHEETS = ["ranking", "controls", "texts", "task", "disputes"];
 
 const plural = (number, one, more = `${one}s`) => `${number} ${number === 1 ? one : more}`;
-
-/** A person's name beside our own words: isolated, so that a right-to-left one does not turn the line around. */
-const nameOf = (text) => make("bdi", {}, text);
 
 class DisputeDesk extends HTMLElement {
   #server;
@@ -82,7 +80,12 @@ class DisputeDesk extends HTMLElement {
         make("span", { class: "number" }, String(number)),
       );
     this.side.replaceChildren(
-      make("h2", { id: "list-heading", tabindex: "-1" }, "Disputed tasks"),
+      make(
+        "header",
+        {},
+        make("h2", { id: "list-heading", tabindex: "-1" }, "Disputed tasks"),
+        make("button", { type: "button", class: "quiet", onclick: () => this.#try(() => this.#showList()) }, "Refresh"),
+      ),
       make("div", { class: "tabs", role: "group", "aria-label": "Which ones" }, tab(false, "To settle", num_open), tab(true, "Settled", num_settled)),
       make("ul", {}, ...disputes.map((dispute) => make("li", {}, this.#entry(dispute)))),
       ...(disputes.length < total ? [make("p", { class: "faint" }, `The ${disputes.length} most disputed of ${total}.`)] : []),
@@ -132,7 +135,7 @@ class DisputeDesk extends HTMLElement {
           ? ["All disputes are settled.", "New ones appear here when people contradict each other."]
           : ["Nobody contradicts anybody.", "A task appears here when two people who ranked it contradict each other."];
     const [first, second] = words;
-    this.case.replaceChildren(make("div", { class: "nothing" }, icon(disputes.length ? "list" : "check"), make("p", {}, make("b", {}, first)), make("p", {}, second)));
+    this.case.replaceChildren(make("div", { class: `nothing ${disputes.length ? "" : "at-all"}` }, icon(disputes.length ? "list" : "check"), make("p", {}, make("b", {}, first)), make("p", {}, second)));
   }
 
   // ---- One task
@@ -158,9 +161,9 @@ class DisputeDesk extends HTMLElement {
         make("h2", { tabindex: "-1" }, "Task ", nameOf(found.task)),
         make("p", { class: "faint" }, "from ", nameOf(found.set_name)),
       ),
-      this.#conversation(found),
-      this.#responses(found),
-      this.#opinions(found),
+      showConversation(found),
+      showResponses(found),
+      showOpinions(found),
       this.#verdict(found),
     );
   }
@@ -171,70 +174,6 @@ class DisputeDesk extends HTMLElement {
     this.#showNothing();
     this.#mark();
     (this.side.querySelector(`[data-task="${task}"]`) ?? this.side.querySelector("h2"))?.focus();
-  }
-
-  #conversation({ conversation }) {
-    const messages = conversation.map(({ role, html }) => {
-      const name = ROLES[role] ?? role;
-      return make("div", { class: `message ${role === "user" ? "person" : ""}` }, make("h4", {}, name), prose(html, name));
-    });
-    return make("section", {}, make("h3", {}, "The conversation"), ...messages);
-  }
-
-  #responses({ responses, opinions }) {
-    const cards = responses.map(({ html }, position) => {
-      const name = `Response ${letter(position)}`;
-      const first = opinions.filter(({ ranks }) => ranks[position] === 1 && new Set(ranks).size > 1).length;
-      const flags = opinions.flatMap((opinion) => opinion.flags[position].map((label) => ({ label, person: opinion.person })));
-      return make(
-        "article",
-        { class: "card", "aria-label": name },
-        make("header", {}, make("h4", {}, make("span", { class: "hidden" }, "Response "), make("span", { class: "letter" }, letter(position))), make("span", { class: "faint" }, `best for ${first} of ${opinions.length}`)),
-        prose(html, name),
-        flags.length ? make("ul", { class: "marks" }, ...flags.map(({ label, person }) => make("li", {}, icon("flag"), make("span", {}, label, make("span", { class: "faint" }, " · ", nameOf(person)))))) : null,
-      );
-    });
-    return make("section", {}, make("h3", {}, "The responses"), make("div", { class: "cards" }, ...cards));
-  }
-
-  #opinions({ responses, opinions }) {
-    const heads = responses.map((_, position) => make("th", { scope: "col" }, make("span", { class: "hidden" }, "Response "), letter(position)));
-    const rows = opinions.map((opinion) =>
-      make(
-        "tbody",
-        {},
-        make(
-          "tr",
-          {},
-          make("th", { scope: "row" }, nameOf(opinion.person), opinion.is_late ? make("span", { class: "faint" }, " (late: not counted)") : null),
-          ...opinion.ranks.map((rank) => make("td", { class: rank === 1 && new Set(opinion.ranks).size > 1 ? "best" : "" }, ordinal(rank))),
-          make("td", { class: "in-words" }, this.#inWords(opinion)),
-        ),
-        this.#more(opinion, responses.length),
-      ),
-    );
-    const table = make("table", { class: "said-table" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Who"), ...heads, make("th", { scope: "col", class: "in-words" }, "In words"))), ...rows);
-    const frame = make("div", { class: "frame-wide", tabindex: "0", role: "group", "aria-label": "What people said" }, table);
-    return make("section", {}, make("h3", {}, "What people said"), opinions.length ? frame : make("p", { class: "faint" }, "No answer counts at present."));
-  }
-
-  #inWords({ ranks, strength, both_bad: bothBad }) {
-    if (!strength) return verdictInWords(ranks, bothBad);
-    return choiceInWords(ranks[0] < ranks[1] ? -strength : strength, true);
-  }
-
-  /** Reason, ratings and better answer of one person, where they gave any. */
-  #more(opinion, num) {
-    const parts = [];
-    if (opinion.reason_html) parts.push(prose(opinion.reason_html, "the reason"));
-    for (let position = 0; position < num; position++) {
-      const ratings = Object.entries(opinion.ratings[position] ?? {});
-      if (ratings.length) parts.push(make("p", { class: "faint" }, `${letter(position)}: `, ratings.map(([label, mark]) => `${label} ${mark} of 4`).join(", ")));
-    }
-    if (opinion.better_answer_html) {
-      parts.push(make("details", {}, make("summary", {}, icon("pen"), "Their better response"), prose(opinion.better_answer_html, "the better response")));
-    }
-    return parts.length ? make("tr", { class: "more" }, make("td", { colspan: num + 2 }, ...parts)) : null;
   }
 
   // ---- The lead's word
@@ -307,48 +246,6 @@ class DisputeDesk extends HTMLElement {
       this.#say(words);
     });
   }
-}
-
-/** 1, 2, 3 without gaps: 1, 3, 3 becomes 1, 2, 2. */
-function dense(ranks) {
-  const places = [...new Set(ranks)].sort((a, b) => a - b);
-  return ranks.map((rank) => places.indexOf(rank) + 1);
-}
-
-function radio(name, words, short, isChosen, choose) {
-  const input = make("input", { type: "radio", name, "aria-label": words });
-  input.checked = isChosen;
-  input.addEventListener("change", choose);
-  return make("label", { class: "option" }, input, make("span", { "aria-hidden": "true" }, short));
-}
-
-/** A is better, a tie, B is better. */
-function pairChoices(ranks, changed) {
-  const choices = [["A is better", [1, 2]], ["A tie", [1, 1]], ["B is better", [2, 1]]];
-  const step = ([words, wanted]) =>
-    radio("pair", words, words, wanted.every((rank, position) => rank === ranks[position]), () => {
-      [ranks[0], ranks[1]] = wanted;
-      changed();
-    });
-  return make("fieldset", { class: "options" }, make("legend", { class: "hidden" }, "Which response is better?"), ...choices.map(step));
-}
-
-/** A place for each response. */
-function placeChoices(ranks, changed) {
-  const rows = ranks.map((_, position) =>
-    make(
-      "fieldset",
-      { class: "options places" },
-      make("legend", {}, make("span", { class: "hidden" }, "Place of response "), letter(position)),
-      ...ranks.map((_, at) =>
-        radio(`place-${position}`, ordinal(at + 1), ordinal(at + 1), ranks[position] === at + 1, () => {
-          ranks[position] = at + 1;
-          changed();
-        }),
-      ),
-    ),
-  );
-  return make("div", {}, ...rows);
 }
 
 customElements.define("dispute-desk", DisputeDesk);

@@ -144,7 +144,9 @@ export class Frame {
       this.toast.replaceChildren();
       action.act();
     };
-    const button = action && make("button", { type: "button", onclick: act }, action.label);
+    const button =
+      action &&
+      make("button", { type: "button", onclick: act, "aria-label": `${action.label}: ${words}` }, action.label);
     this.toast.replaceChildren(make("p", { "aria-hidden": "true" }, icon("check"), words), button ?? "");
     this.say(words);
     this.#hideToastLater();

@@ -185,9 +185,7 @@ export class Ladder {
   #showDock() {
     const { judgement } = this;
     const groups = judgement.groups.map((group) => group.map(letter).join(" = "));
-    this.order.textContent = judgement.bothBad
-      ? "All are bad"
-      : groups.join("  ›  ") + (judgement.tieNext ? " = …" : "");
+    this.order.textContent = judgement.bothBad ? "All are bad" : groups.join(" > ") + (judgement.tieNext ? " = …" : "");
     this.chips.replaceChildren(
       ...judgement.unplaced.map((position) =>
         make(

@@ -56,7 +56,7 @@ class RankingDesk extends HTMLElement {
       keys: () => this.form && this.frame.on.keys(),
       press: (key) => this.task?.press(key) ?? false,
     };
-    const isFree = () => !this.frame.dialogs.childElementCount;
+    const isFree = () => !this.frame.dialogs.querySelector("dialog[open]");
     document.addEventListener("keydown", (event) => isFree() && pressed(event, this, keys), { signal });
     document.addEventListener("visibilitychange", () => this.#seenOrHidden(), { signal });
     addEventListener("pagehide", () => this.answering?.drafts.flush({ leaving: true }), { signal });
@@ -253,7 +253,7 @@ class RankingDesk extends HTMLElement {
   /** Nothing is left: ask again now and then. */
   async #rest(visit) {
     const undo = this.answering.canUndo ? () => this.answering.undo() : null;
-    showDone(this.frame, this.progress, { next: () => this.next(), history: () => this.#openHistory(), undo });
+    showDone(this.frame, this.progress, { next: () => this.next(), undo });
     const { signal } = this.#life;
     while (visit === this.#visit && !signal.aborted) {
       await this.patience.wait(0, LOOK_AGAIN);

@@ -177,13 +177,8 @@ export class ResponseCard {
     });
     return make(
       "fieldset",
-      { class: "rating" },
-      make(
-        "legend",
-        {},
-        attribute.label,
-        make("span", { class: "hidden" }, `, ${this.name}: 0 is lowest, ${MAX_RATING} is highest`),
-      ),
+      { class: "rating", "aria-label": `${attribute.label}, ${this.name}: 0 is lowest, ${MAX_RATING} is highest` },
+      make("legend", {}, attribute.label),
       make(
         "span",
         { class: "dots" },

@@ -26,9 +26,9 @@ export function showGuidelines(frame, form, again, onRead) {
   );
 }
 
-/** @param on `{next(), history(), undo() or null}` */
+/** @param on `{next(), undo() or null}` */
 export function showDone(frame, { done, today }, on) {
-  const buttons = [button("primary", "Look again", on.next), button("quiet", "My answers", on.history)];
+  const buttons = [button("primary", "Look again", on.next)];
   if (on.undo) buttons.push(button("quiet", "Undo", on.undo));
   const thanks = `You have answered ${done} ${done === 1 ? "task" : "tasks"}, ${today} of them today. Thank you!`;
   const words = [done ? thanks : "Come back later.", "New tasks appear here by themselves."];

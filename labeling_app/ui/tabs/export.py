@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import gradio as gr
 
+from labeling_app.admin_routes import EXPORT
 from labeling_app.answer import Refused
 from labeling_app.people import list_people
 from labeling_app.ui.lead import Call, Lead
@@ -45,6 +46,8 @@ _FILES = {
     "preferences.heldout.jsonl": "preferences of held-out annotators",
     "ties.jsonl": "pairs that people could not tell apart",
     "demonstrations.jsonl": "better answers that annotators wrote",
+    "tasks.jsonl": "the tasks as they were asked",
+    "rankings.jsonl": "every label as it was given, left out or not",
     "run.json": "the manifest: counts, exclusions, hashes",
 }
 
@@ -64,7 +67,8 @@ def export_tab(desk: Lead, opened: Sequence[Any]) -> None:
     sums = table(_SUMS, "Labels in and out", ("75%", "25%"))
     heading("What comes of them")
     made = table(_MADE, "What is exported", ("75%", "25%"))
-    write = gr.Button("Write the export", variant="primary", interactive=desk.exports is not None)
+    with gr.Row():
+        write = gr.Button("Write the export", variant="primary", interactive=desk.exports is not None, scale=0)
     runs = markup(elem_id="runs")
 
     settings = [weights, share, votes, heldout]
@@ -87,7 +91,7 @@ def export_tab(desk: Lead, opened: Sequence[Any]) -> None:
     desk.on([*opened, refresh.click], show, settings, [*shown, heldout, runs])
     changes = [weights.change, share.release, votes.change, heldout.input]
     desk.on(changes, look, settings, shown)
-    desk.on([write.click], export, settings, [*shown, runs])
+    desk.on([write.click], export, settings, [*shown, runs], show_progress="minimal", show_progress_on=[runs])
 
 
 def show_preview(
@@ -181,7 +185,7 @@ def write_run(desk: Lead, weights: str, share: float, votes: float | None, heldo
 
     if desk.exports is None:
         raise Refused("The app was started without a folder for exports; start it with --exports FOLDER.")
-    name = f"export-{datetime.fromtimestamp(desk.desk.clock()):%Y%m%d-%H%M%S}"
+    name = f"{EXPORT}{datetime.fromtimestamp(desk.desk.clock()):%Y%m%d-%H%M%S}"
     run(Config(_settings(desk, name, weights, share, votes, heldout)))
     return name
 
@@ -190,7 +194,7 @@ def list_runs(exports: Path | None) -> str:
     """Links to the files of the last export runs."""
     if exports is None:
         return '<p class="note">To write exports from here, start the app with <code>--exports FOLDER</code>.</p>'
-    found = sorted((path for path in exports.glob("export-*") if (path / "run.json").is_file()), reverse=True)
+    found = sorted((path for path in exports.glob(f"{EXPORT}*") if (path / "run.json").is_file()), reverse=True)
     if not found:
         return '<p class="note">Nothing has been exported from here yet.</p>'
     parts = []

@@ -2,12 +2,13 @@
 
 import json
 import secrets
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
 import yaml
-from label_clients import Browser, Lost, Reply
+from label_clients import Browser, Reply
+from label_ours import prompt_text, under_400
 from label_servers import Server
 
 from rlhf.records import Task
@@ -114,16 +115,3 @@ class PotatoAnnotator:
             "response_time_seconds": 12.5,
         }
         return await self.browser.post("/updateinstance", body)
-
-
-async def under_400(asked: Awaitable[Reply]) -> Reply:
-    """A reply that is no error; Lost where it is one."""
-    reply = await asked
-    if reply.status >= 400:
-        raise Lost(f"{reply.status}: {reply.body[:200].decode(errors='replace')}")
-    return reply
-
-
-def prompt_text(task: Task) -> str:
-    """A task's conversation as plain text."""
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in task.prompt.messages)

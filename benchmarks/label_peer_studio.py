@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import copytree
 
 from label_clients import Browser, Reply
-from label_potato import prompt_text, under_400
+from label_ours import prompt_text, under_400
 from label_servers import Server
 
 from rlhf.records import Task

@@ -5,7 +5,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +21,8 @@ from rlhf.data.readers import read_rows
 from rlhf.data.turns import parse_transcript
 from rlhf.records import Messages, Prompt, Response, Task, write_jsonl
 
+SYNC_EVERY = 5  # answers after which the widget asks for its numbers anew (ui/static/ranking.js)
+PROGRESS = "/api/progress?since=0"
 _WORDS = [
     "the",
     "of",
@@ -168,6 +170,7 @@ class Annotator:
         self.random = Random(str(seed))
         self.turn: dict[str, Any] | None = None
         self.form: dict[str, Any] = {}
+        self.num_since = 0
 
     async def enter(self) -> None:
         """What the widget fetches when the page opens, up to the first task. Raises Lost."""
@@ -176,19 +179,41 @@ class Annotator:
         self.form = expect(await self.browser.get("/api/form"))
         if not me["guidelines_read"]:
             expect(await self.browser.post("/api/guidelines", {"sha256": self.form["guidelines_sha256"]}))
+        expect(await self.browser.get(PROGRESS))
         self.turn = expect(await self.browser.post("/api/next", {}))["turn"]
 
-    async def step(self) -> tuple[int, float] | None:
+    async def submit(self) -> tuple[int, float] | None:
         """Submit the task on screen; the next one comes with the receipt. None where nothing is left."""
         if self.turn is None:
             self.turn = expect(await self.browser.post("/api/next", {}))["turn"]
             if self.turn is None:
                 return None
-        reply = await self.browser.post(
-            "/api/submit", self.submission(self.turn, self.answer(len(self.turn["responses"])))
-        )
+        answer = self.answer(len(self.turn["responses"]))
+        reply = await self.browser.post("/api/submit", self.submission(self.turn, answer))
         self.turn = reply.json()["turn"] if reply.status == 200 else None
         return reply.status, reply.seconds
+
+    async def one_turn(self) -> tuple[int, float] | None:
+        """A submit, and after every fifth, as the widget does, a look at who they are and how far."""
+        done = await self.submit()
+        self.num_since += 1
+        if done is None or self.num_since < SYNC_EVERY:
+            return done
+        self.num_since = 0
+        looks = [await self.browser.get("/api/me"), await self.browser.get(PROGRESS)]
+        return max(done[0], *(look.status for look in looks)), done[1] + sum(look.seconds for look in looks)
+
+    async def turn_with_draft(self) -> tuple[int, float] | None:
+        """A turn of somebody who takes their time: what they have begun is saved once on the way."""
+        if self.turn is None:
+            return await self.one_turn()
+        draft = {**self.answer(len(self.turn["responses"])), "seconds": 12.5, "saved_at": time.time() * 1000}
+        body = {"lease": self.turn["lease"], "version": draft["saved_at"], "draft": draft}
+        saved = await self.browser.post("/api/draft", body)
+        if saved.status != 200:
+            return saved.status, saved.seconds
+        done = await self.one_turn()
+        return None if done is None else (done[0], done[1] + saved.seconds)
 
     def submission(self, turn: dict[str, Any], answer: dict[str, Any], edit: bool = False) -> dict[str, Any]:
         """The body of a submit."""
@@ -235,11 +260,12 @@ async def open_page(port: int, cookies: dict[str, str]) -> dict[str, float]:
     me = expect(await browser.get("/api/me"))
     browser.headers["X-CSRF-Token"] = me["csrf"]
     expect(await browser.get("/api/form"))
+    expect(await browser.get(PROGRESS))
     begin_next = time.perf_counter()
     assert expect(await browser.post("/api/next", {}))["turn"], "no task came with the page"
     end = time.perf_counter()
     browser.close()
-    return {"page": shell - begin, "me_and_form": begin_next - shell, "next": end - begin_next, "all": end - begin}
+    return {"page": shell - begin, "me_form_progress": begin_next - shell, "next": end - begin_next, "all": end - begin}
 
 
 def _location(reply: Reply) -> str:
@@ -255,3 +281,16 @@ def expect(reply: Reply) -> Any:
     if reply.status != 200:
         raise RuntimeError(f"{reply.status}: {reply.body[:300].decode(errors='replace')}")
     return reply.json()
+
+
+async def under_400(asked: Awaitable[Reply]) -> Reply:
+    """A reply that is no error; Lost where it is one."""
+    reply = await asked
+    if reply.status >= 400:
+        raise Lost(f"{reply.status}: {reply.body[:200].decode(errors='replace')}")
+    return reply
+
+
+def prompt_text(task: Task) -> str:
+    """A task's conversation as plain text."""
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in task.prompt.messages)
