@@ -152,11 +152,8 @@ def load_ours(folder: Path, tasks: Sequence[Task], num_clients: int, seconds: fl
                 await one.enter()
             found = []
             for kind in ("submit", "one_turn", "turn_with_draft"):
-                begin, start = server.cpu_seconds(), time.perf_counter()
                 steps: list[Step] = [getattr(one, kind) for one in people]
-                tally = await crowd(steps, WARM, seconds, num_places // 3)
-                share = (server.cpu_seconds() - begin) / (time.perf_counter() - start)
-                found.append({**tally.summary(), "server_core_share": round(share, 2)})
+                found.append(await measured(server, steps, seconds, num_places // 3))
             return found, [await open_page(server.port, cookie) for cookie in cookies[num_clients:]]
 
         (submits, turns, turns_with_draft), pages = run_loop(drive())
@@ -175,6 +172,16 @@ def load_ours(folder: Path, tasks: Sequence[Task], num_clients: int, seconds: fl
     }
 
 
+async def measured(server: Server, steps: Sequence[Step], seconds: float, most: int) -> dict[str, Any]:
+    """A crowd's figures, and how many cores the server took for them: the machine may have had other work too."""
+    begin, start = server.cpu_seconds(), time.perf_counter()
+    tally = await crowd(steps, WARM, seconds, most)
+    cores = (server.cpu_seconds() - begin) / (time.perf_counter() - start)
+    found = tally.summary()
+    rate = round(found["per_second"] / cores, 1) if cores else None
+    return {**found, "server_cores": round(cores, 2), "per_core_second": rate}
+
+
 def load_peer(
     name: str, venv: Path, folder: Path, tasks: Sequence[Task], num_clients: int, seconds: float
 ) -> dict[str, Any]:
@@ -185,8 +192,8 @@ def load_peer(
         async def drive() -> tuple[dict[str, Any], dict[str, Any], list[float]]:
             for one in people:
                 await one.enter()
-            turns = await crowd([one.turn for one in people], WARM, seconds, 10**9)
-            submits = await crowd([one.submit for one in people], WARM, seconds, 10**9)
+            turns = await measured(server, [one.turn for one in people], seconds, 10**9)
+            submits = await measured(server, [one.submit for one in people], seconds, 10**9)
             await asyncio.sleep(1)
             pages = []
             for at in range(NUM_PAGES):
@@ -194,7 +201,7 @@ def load_peer(
                     pages.append(await people[at % num_clients].page())
                 except Lost as error:
                     print(f"{name}: page: {error}", file=sys.stderr)
-            return turns.summary(), submits.summary(), pages
+            return turns, submits, pages
 
         turns, submits, pages = run_loop(drive())
     return {
@@ -251,6 +258,10 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "clients": num_clients,
                 "submits": over(of(ours, "submit", "per_second"), of(theirs, "submit", "per_second")),
                 "turns": over(of(ours, "turn", "per_second"), of(theirs, "turn", "per_second")),
+                "submits_per_core": over(
+                    of(ours, "submit", "per_core_second"), of(theirs, "submit", "per_core_second")
+                ),
+                "turns_per_core": over(of(ours, "turn", "per_core_second"), of(theirs, "turn", "per_core_second")),
                 "submit_p95": over(of(theirs, "submit", "p95_ms"), of(ours, "submit", "p95_ms")),
                 "turn_p95": over(of(theirs, "turn", "p95_ms"), of(ours, "turn", "p95_ms")),
                 "page": over(of(theirs, "page_ms"), of(ours, "page_ms")),
@@ -266,7 +277,7 @@ def load_line(row: dict[str, Any]) -> str:
     failed = sum(count for status, count in submit["statuses"].items() if status[0] not in "23")
     failed += sum(count for status, count in turn["statuses"].items() if status[0] not in "23")
     cells = [row["system"], row["clients"], submit["per_second"], submit["p50_ms"], submit["p95_ms"], submit["p99_ms"]]
-    cells += [turn["per_second"], turn["p95_ms"], row["page_ms"], row["memory_mb"], failed]
+    cells += [turn["per_second"], turn["p95_ms"], turn["per_core_second"], row["page_ms"], row["memory_mb"], failed]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 
@@ -279,7 +290,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     if "load" in result:
         head = ["system", "clients", "submits/s", "p50 ms", "p95", "p99"]
-        head += ["turns/s", "turn p95", "page ms", "memory MB", "errors"]
+        head += ["turns/s", "turn p95", "per core", "page ms", "memory MB", "errors"]
         lines += ["", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *map(load_line, result["load"])]
     for row in result.get("ratios", []):
         values = {key: value for key, value in row.items() if key not in ("peer", "clients")}

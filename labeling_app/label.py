@@ -81,7 +81,7 @@ def run(config: Config) -> None:
         port = choose_port(settings.host, settings.port)
         address = url_of(settings.host, port)
         print(_counted(store), flush=True)
-        app = _app(store, settings)
+        app = app_of(store, settings)
         if (secret := _first_admin(store)) is not None:
             print(f"make the first admin's account at {address}/join/{secret}")
         print(f"annotators log in at {address} (Ctrl-C stops it; labels are in {settings.store})", flush=True)
@@ -139,7 +139,8 @@ class FormFile:
         return self._form
 
 
-def _app(store: Store, settings: LabelConfig) -> Any:
+def app_of(store: Store, settings: LabelConfig) -> Any:
+    """The web app on a store."""
     from labeling_app.routes import Desk
     from labeling_app.session import Sessions, signing_key
     from labeling_app.ui.app import make_app

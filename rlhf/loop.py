@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf.config import as_dict, from_values, load_function, packaged, read_yaml
 from rlhf.errors import UserError, nearest
-from rlhf.records import RewardFunction, Run
+from rlhf.records import Ranking, RewardFunction, Run, Task
 from rlhf.runs import check_output_dir, is_main_process, read_run
 
 # Verb: its module. Each has `Config` and `run(config)`.
@@ -26,13 +26,13 @@ STAGES = {
 
 
 def run_stage(verb: str, config: tuple[Any, ...], modules: dict[str, str] | None = None) -> Run:
-    """Run one stage, and hand `compare` its judges and `select` its scorers: all that a stage needs of another."""
+    """Run one stage, and hand `compare` its judges and votes, `select` its scorers: all that one needs of another."""
     module = importlib.import_module((modules or STAGES)[verb])
     part = next(part for part in config if hasattr(part, "output_dir"))
     if part.output_dir is not None and is_main_process():  # other ranks may look when this one has begun to write
         check_output_dir(part.output_dir, any(getattr(part, "resume", False) for part in config))
     if verb == "compare":
-        return module.run(config, judges(config[0]))
+        return module.run(config, judges(config[0]), people(config[0]))
     if verb == "select":
         return module.run(config, scorers(config[0]))
     return module.run(config)
@@ -48,6 +48,15 @@ def judges(settings: Any) -> dict[str, RewardFunction]:
     if settings.gold:
         found["gold"] = load_function(settings.gold, "gold")
     return found
+
+
+def people(settings: Any) -> tuple[list[Task], list[Ranking]] | None:
+    """The comparisons that compare's settings name, and people's answers to them: a label store's path or URL."""
+    if settings.people is None:
+        return None
+    from labeling_app.blind import read_votes
+
+    return read_votes(settings.people)
 
 
 def scorers(settings: Any) -> dict[str, RewardFunction]:

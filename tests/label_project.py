@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, select
 
 from labeling_app.form import Choice, Form
@@ -61,6 +62,27 @@ class Project:
         )
 
 
+@pytest.fixture
+def made(tmp_path: Path) -> "Iterator[Project]":
+    """The project below, at the time NOW."""
+    with project(tmp_path / "labels.db") as made:
+        yield made
+
+
+@pytest.fixture
+def lead(made: Project, tmp_path: Path) -> Any:
+    """What the tabs share."""
+    from labeling_app.ui.lead import Lead
+
+    return Lead(made.desk, tmp_path / "runs")
+
+
+@pytest.fixture
+def call(made: Project, lead: Any) -> Any:
+    """An event of Lea's."""
+    return lead._call(made.request("Lea"))
+
+
 @contextmanager
 def project(path: Path, now: float = NOW, password: str | None = None) -> Iterator[Project]:
     """A store with two annotators, one of them with a hostile name, and two leads.
@@ -71,9 +93,10 @@ def project(path: Path, now: float = NOW, password: str | None = None) -> Iterat
     """
     store = Store(str(path))
     hashed = None if password is None else hash_password(password)
+    hashes = {"annotator": hashed, "admin": hashed or "no password fits this"}
     ids = {}
     for name, role in (("Ana", "annotator"), (HOSTILE, "annotator"), ("Lea", "admin"), ("Leo", "admin")):
-        ids[name] = store.write(lambda c, n=name, r=role: add_person(c, n, r, hashed, now - 4 * DAY))
+        ids[name] = store.write(lambda c, n=name, r=role: add_person(c, n, r, hashes[r], now - 4 * DAY))
     desk = Desk(store, Sessions(store.write(signing_key)), lambda: FORM, Rules(), lambda: now)
     store.write(lambda connection: _fill(connection, ids["Ana"], ids[HOSTILE], now))
     yield Project(desk, ids, now)
@@ -86,10 +109,10 @@ def _fill(connection: Connection, ana: int, ben: int, now: float) -> None:
     load_tasks(connection, "pairs.jsonl", pairs, "task", rules, now)
     load_tasks(connection, "many.jsonl", [task("k-0", "a", "b", "c")], "task", SetRules(2, True, 2.0), now)
     load_tasks(connection, "gold.jsonl", [known("g-0"), known("g-1")], "gold", SetRules(), now)
-    start, often = now - 3 * DAY, Rules(gold_share=0.999)
+    start = now - 3 * DAY
 
-    def say(person: int, at: float, rules: Rules = Rules(), **ranks: int) -> None:
-        turn = next_turn(connection, person, rules, at)
+    def say(person: int, at: float, gold_share: float = 0.0, **ranks: int) -> None:
+        turn = next_turn(connection, person, Rules(gold_share=gold_share), at)
         assert turn is not None
         sent: dict[str, Any] = {"ranks": [ranks[text] for text in turn.responses]}
         if len(turn.responses) == 2:
@@ -109,7 +132,34 @@ def _fill(connection: Connection, ana: int, ben: int, now: float) -> None:
     turn = next_turn(connection, ben, Rules(), start + 2 * DAY)
     assert turn is not None
     skip(connection, ben, turn.lease_id, "ben-2", "too hard", "I am no ${lawyer}", start + 2 * DAY)
-    say(ana, now - 60, often, a=1, b=2)
-    say(ben, now - 60, often, a=2, b=1)
+    say(ana, now - 60, 0.999, a=1, b=2)
+    say(ben, now - 60, 0.999, a=2, b=1)
     say(ana, now - 50, a=1, b=2)
     assert next_turn(connection, ben, Rules(), now - 40) is not None
+
+
+def rows(update: dict[str, Any]) -> list[list[str]]:
+    """What a table of the page shows."""
+    return update["value"]["data"]
+
+
+def texts(shown: Any) -> list[str]:
+    """Every string that a handler gives to the page."""
+    if isinstance(shown, dict):
+        return [text for value in shown.values() for text in texts(value)]
+    if isinstance(shown, list | tuple):
+        return [text for value in shown for text in texts(value)]
+    return [shown] if isinstance(shown, str) else []
+
+
+def act(page: Any, what: str, request: Any, *values: Any) -> Any:
+    """Call the handler of an event of the page by its name."""
+    handler = next(function.fn for function in page.fns.values() if function.name == what)
+    assert handler is not None
+    return handler(request, *values)
+
+
+def values_for(function: Any) -> list[Any]:
+    """What a browser sends first for the inputs of an event."""
+    first = {"slider": 0.1, "number": 1}
+    return [first.get(part.get_block_name(), getattr(part, "value", None)) for part in function.inputs]

@@ -88,6 +88,11 @@ class Stub:
         with self._lock:
             return self._lock.wait_for(lambda: self.count(route) >= num, 15)
 
+    def has_drafted(self, words: str) -> bool:
+        """Waits until a draft with those words is here."""
+        with self._lock:
+            return self._lock.wait_for(lambda: words in str(self.drafts), 15)
+
     def take(self, route: str, body: Any, token: str | None) -> tuple[int, dict[str, Any]]:
         """Status and content for a request."""
         if route in ("submit", "skip"):
@@ -105,6 +110,7 @@ class Stub:
             if body is not None and token != self.csrf:
                 return 403, {"error": "This page is out of date. Please reload it."}
             status, content = getattr(self, f"_{route}")(body)
+            self._lock.notify_all()
             if self.lost_replies.get(route):
                 self.lost_replies[route] -= 1
                 return 503, {"error": "The reply was lost."}

@@ -85,7 +85,7 @@ class Flow(RuleBasedStateMachine):
         self.logged: list[Any] = []
         self.add_set(1, False, 0.0, 1, "practice")
         self.add_set(1, False, 0.0, 2, "gold")
-        self.add_set(2, True, 0.0, 4, "task")
+        self.add_set(2, True, 0.0, 12, "task")
         for who in range(3):
             self.work(who, "a")
 
@@ -112,7 +112,7 @@ class Flow(RuleBasedStateMachine):
             self.tasks[row.id] = Wanted(row.id, kind, name, overlap, extra and kind == "task", rank)
         self.open_sets.add(name)
 
-    @rule(number=st.integers(0, 7), is_closed=st.booleans())
+    @rule(number=st.integers(0, 7), is_closed=st.sampled_from([True, False, False]))
     def close_or_open_a_set(self, number: int, is_closed: bool) -> None:
         name = f"set{number}"
         if name in self.open_sets or f"closed {name}" in self.open_sets:

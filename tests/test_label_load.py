@@ -165,6 +165,14 @@ def test_a_crowd_ends_in_time_and_leaves_its_warm_up_out():
     tally = asyncio.run(crowd([step, step], warm=0.1, seconds=0.2, most=10**9))
     assert 0.1 < tally.length <= 0.2
     assert 2 <= len(tally.seconds) <= 42  # two clients, at most a hundred steps a second each
+
+    async def slow() -> tuple[int, float]:
+        await asyncio.sleep(0.1)
+        return 200, 0.1
+
+    # None ends in the 0.05 s that were asked: it goes on until both did two, for five times as long at most.
+    tally = asyncio.run(crowd([slow, slow], warm=0, seconds=0.05, most=10**9))
+    assert 2 <= len(tally.seconds) <= 4 and 0.05 < tally.length <= 0.25
     assert len(asyncio.run(crowd([step], warm=0, seconds=60, most=3)).seconds) == 3
 
 
@@ -417,6 +425,7 @@ def test_a_real_store_is_read_as_it_is_and_broken_as_it_is_broken(tmp_path: Path
 def test_ratios_are_in_our_favour_over_one():
     def measured(system: str, rate: float, p95: float, page: float, memory: int) -> dict[str, Any]:
         steps = {"per_second": rate, "p50_ms": 1.0, "p95_ms": p95, "p99_ms": 1.0, "statuses": {"200": 5, "500": 1}}
+        steps |= {"per_core_second": rate * 2}
         row = {"system": system, "clients": 10, "submit": steps, "turn": steps}
         return {**row, "page_ms": page, "memory_mb": memory}
 
@@ -427,6 +436,8 @@ def test_ratios_are_in_our_favour_over_one():
         "clients": 10,
         "submits": 4.0,
         "turns": 4.0,
+        "submits_per_core": 4.0,
+        "turns_per_core": 4.0,
         "submit_p95": 2.0,
         "turn_p95": 2.0,
         "page": 0.5,
@@ -434,7 +445,7 @@ def test_ratios_are_in_our_favour_over_one():
     }
     alone = {"requests_per_second": 9000.0, "microseconds_of_cpu_per_request": 60}
     shown = table({"clients_alone": alone, "load": rows, "ratios": [found]})
-    assert "| rlhf label | 10 | 300.0 | 1.0 | 50.0 | 1.0 | 300.0 | 50.0 | 20.0 | 200 | 2 |" in shown
+    assert "| rlhf label | 10 | 300.0 | 1.0 | 50.0 | 1.0 | 300.0 | 50.0 | 600.0 | 20.0 | 200 | 2 |" in shown
 
 
 # Servers ----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from rlhf.records import Prompt, RewardFunction
 
 GOLD = "gold"
 REWARD_MODEL = "reward_model"
+PEOPLE = "people"  # no function: they have voted, see people.py
 
 _LABELS = {GOLD: "gold", REWARD_MODEL: "the reward model"}
 

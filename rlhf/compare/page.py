@@ -17,7 +17,16 @@ import numpy as np
 from markupsafe import Markup
 
 from rlhf.compare.judges import GOLD, REWARD_MODEL, label
-from rlhf.compare.report import Study, judge_sentence, number, percent, shown_mean, shown_span, warnings
+from rlhf.compare.report import (
+    Study,
+    judge_sentence,
+    number,
+    people_sentences,
+    percent,
+    shown_mean,
+    shown_span,
+    warnings,
+)
 from rlhf.compare.statistics import UNDECIDED, disagreements, winners
 
 _HERE = Path(__file__).parent
@@ -67,6 +76,7 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
         settings=report["settings"],
         verdict=_sentence(report["verdict"]),
         sentences={name: _sentence(judge_sentence(report, name)) for name in report["settings"]["judges"]},
+        people=[_sentence(sentence) for sentence in people_sentences(report)],
         warnings=warnings(report),
         charts=charts(report),
         measures=_measures(report),

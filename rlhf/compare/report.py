@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf.compare.answers import Answers
-from rlhf.compare.judges import GOLD, REWARD_MODEL, label
+from rlhf.compare.judges import GOLD, PEOPLE, REWARD_MODEL, label
+from rlhf.compare.people import People, disagreements_with_people, uncounted_votes
 from rlhf.compare.statistics import UNDECIDED, Bootstrap, Pair, compare_pair, seen_from_the_other, win_rate
 from rlhf.intervals import Interval
 from rlhf.records import Prompt
@@ -26,13 +27,17 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class Study:
-    """All that was measured: `scores` is by judge, (policies, prompts, responses), the deciding judge first."""
+    """All that was measured: `scores` is by judge, (policies, prompts, responses), the deciding judge first.
+
+    `people` is what the labeling app's annotators say, where they were asked.
+    """
 
     prompts: list[Prompt]
     answers: list[Answers]
     scores: dict[str, NDArray[np.float64]]
     bootstrap: Bootstrap
     settings: dict[str, Any]
+    people: People | None = None
 
     @property
     def names(self) -> list[str]:
@@ -60,16 +65,21 @@ class Standing:
 
 def build_report(study: Study) -> dict[str, Any]:
     """The content of report.json: the same for the same study, on any machine."""
-    pairs = [
-        compare_pair(study.names[a], study.names[b], judge, scores[a], scores[b], study.bootstrap)
-        for a, b in combinations(range(len(study.names)), 2)
-        for judge, scores in study.scores.items()
-    ]
+    names, people = study.names, study.people
+    pairs: list[dict[str, Any]] = []
+    for a, b in combinations(range(len(names)), 2):
+        for judge, scores in study.scores.items():
+            pairs.append(_pair_numbers(compare_pair(names[a], names[b], judge, scores[a], scores[b], study.bootstrap)))
+        if people is not None and (voted := people.pairs.get((names[a], names[b]))) is not None:
+            counts = {"num_votes": voted.num_votes, "num_annotators": voted.num_annotators}
+            pairs.append(_pair_numbers(voted.pair) | counts)
     report: dict[str, Any] = {
-        "policies": {name: _policy_numbers(study, at) for at, name in enumerate(study.names)},
-        "pairs": [_pair_numbers(pair) for pair in pairs],
+        "policies": {name: _policy_numbers(study, at) for at, name in enumerate(names)},
+        "pairs": pairs,
         "settings": study.settings,
     }
+    if people is not None:
+        report["people"] = people.numbers
     return report | {"verdict": judge_sentence(report, study.settings["decided_by"])}
 
 
@@ -133,6 +143,26 @@ def judge_sentence(report: dict[str, Any], judge: str) -> str:
     return f"undecided: no policy beats all others by {label(judge)}; {best[0].better} comes closest, {told}"
 
 
+def people_sentences(report: dict[str, Any]) -> list[str]:
+    """What people say of each two policies that they judged: plain sentences without a full stop."""
+    return [_people_sentence(report, pair) for pair in report["pairs"] if pair["judge"] == PEOPLE]
+
+
+def _people_sentence(report: dict[str, Any], pair: dict[str, Any]) -> str:
+    better, other = (pair["a"], pair["b"]) if pair["win_rate"]["mean"] > 0.5 else (pair["b"], pair["a"])
+    one = _standing(report, PEOPLE, better, other)
+    votes, people = pair["num_votes"], pair["num_annotators"]
+    of = f"{votes:,} vote{'s' if votes != 1 else ''} of {people} annotator{'s' if people != 1 else ''}"
+    if one.decided:
+        return (
+            f"{better} beats {other} on {percent(one.mean)} of {_prompts(one.n)} by people ({_span(report, one)}; {of})"
+        )
+    return (
+        f"undecided: {better} wins {percent(one.mean)} of {_prompts(one.n)} against {other} by people "
+        f"({_span(report, one)}, which holds 50%; {of})"
+    )
+
+
 def _against(report: dict[str, Any], one: Standing, first: bool) -> str:
     of = f" of {_prompts(one.n)}" if first else ""
     end = "" if one.decided else f", {one.verdict}" if one.verdict == UNDECIDED else f", {one.other} is better"
@@ -170,11 +200,16 @@ def _standing(report: dict[str, Any], judge: str, better: str, other: str) -> St
 def warnings(report: dict[str, Any]) -> list[str]:
     """What a reader must know before trusting the verdict, most serious first."""
     settings = report["settings"]
-    found = _disagreements(report)
+    found = [*_disagreements(report), *disagreements_with_people(report), *uncounted_votes(report)]
     if GOLD not in settings["judges"]:
         found.append(
             f"There is no gold here: the verdict is that of {label(settings['decided_by'])}, which policies may have "
-            "been trained to please. Have people rank some of these responses before you rely on it."
+            "been trained to please. "
+            + (
+                "Read beside it what people say."
+                if people_sentences(report)
+                else "Have people rank some of these responses before you rely on it."
+            )
         )
     n = next(iter(report["policies"].values()))["length"]["n"]
     if n < _FEW_PROMPTS:
@@ -272,6 +307,8 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
     for judge in judges:
         console.print(f"{judge_sentence(report, judge)}.", markup=False, highlight=False, soft_wrap=True)
+    for sentence in people_sentences(report):
+        console.print(f"{sentence}.", markup=False, highlight=False, soft_wrap=True)
     for warning in warnings(report):
         console.print(f"! {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 

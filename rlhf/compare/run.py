@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from rlhf.compare.answers import Questions, answer_all, same_place
 from rlhf.compare.judges import GOLD, REWARD_MODEL, check_judges, in_order, score_texts
 from rlhf.compare.page import render_page
+from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import Study, build_report, print_report
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.config import as_dict
@@ -17,7 +19,7 @@ from rlhf.data.split import check_splits, prompt_key
 from rlhf.errors import UserError
 from rlhf.generate import Sampling
 from rlhf.models import load_tokenizer
-from rlhf.records import Prompt, RewardFunction, Run, read_jsonl, write_whole
+from rlhf.records import Prompt, Ranking, RewardFunction, Run, Task, read_jsonl, write_whole
 from rlhf.runs import check_output_dir, file_sha256, open_run
 
 
@@ -34,6 +36,10 @@ class CompareConfig:
     gold: str | None = field(
         default=None,
         metadata={"help": "A measure to trust, as `module:function`: (prompts, responses, **columns) -> numbers."},
+    )
+    people: str | None = field(
+        default=None,
+        metadata={"help": "Label store in which people judged these policies blind (`rlhf label --comparison RUN`)."},
     )
     reference: str | None = field(
         default=None, metadata={"help": "The SFT start that KL is measured to; the first policy by default."}
@@ -61,12 +67,17 @@ class Config(NamedTuple):
     compare: CompareConfig
 
 
-def run(config: Config, judges: Mapping[str, RewardFunction]) -> Run:
+def run(
+    config: Config,
+    judges: Mapping[str, RewardFunction],
+    people: tuple[Sequence[Task], Sequence[Ranking]] | None = None,
+) -> Run:
     """Write `report.json` and `report.html`, print the table, and return the Run with its metrics.
 
-    `judges` are reward functions by name: "gold", "reward_model" or both. Raises UserError for bad
-    settings, missing prompts, policies or judges, prompts that were trained on, and for a judge that
-    does not give one finite number a response.
+    `judges` are reward functions by name: "gold", "reward_model" or both. `people` is what a label
+    store holds of comparisons: the tasks and every answer. Raises UserError for bad settings, missing
+    prompts, policies or judges, prompts that were trained on, for a judge that does not give one finite
+    number a response, and for a store without votes.
     """
     settings = config.compare
     check_output_dir(settings.output_dir, settings.resume)
@@ -74,11 +85,13 @@ def run(config: Config, judges: Mapping[str, RewardFunction]) -> Run:
     _check_numbers(settings)
     prompts = _read_prompts(settings)
     judges = _check_judges(settings, judges, prompts)
+    votes = None if people is None else gather(*people)
     reference = settings.reference or next(iter(policies.values()))
     for path in {*policies.values(), reference}:
         load_tokenizer(path, trust_remote_code=settings.trust_remote_code)  # so that a wrong path shows now
 
-    with open_run("compare", settings.output_dir, as_dict(config), _inputs(settings, policies), settings.resume) as to:
+    inputs = _inputs(settings, policies)
+    with open_run("compare", settings.output_dir, _without_password(as_dict(config)), inputs, settings.resume) as to:
         sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
         questions = Questions(
             prompts,
@@ -93,7 +106,9 @@ def run(config: Config, judges: Mapping[str, RewardFunction]) -> Run:
         scores = {name: score_texts(name, judge, prompts, texts) for name, judge in judges.items()}
         clusters = [prompt_key(prompt.messages) for prompt in prompts]
         bootstrap = Bootstrap(clusters, settings.confidence, settings.num_bootstrap, settings.seed)
-        study = Study(prompts, answers, scores, bootstrap, _recorded(settings, policies, reference, judges, prompts))
+        said = None if votes is None else ask_people(votes, answers, bootstrap)
+        recorded = _recorded(settings, policies, reference, judges, prompts)
+        study = Study(prompts, answers, scores, bootstrap, recorded, said)
         report = build_report(study)
         write_whole(to.path / "report.json", [json.dumps(report, indent=2, ensure_ascii=False), "\n"])
         write_whole(to.path / "report.html", [render_page(study, report)])
@@ -177,6 +192,12 @@ def _inputs(settings: CompareConfig, policies: dict[str, str]) -> dict[str, str 
         **{f"policy {name}": path for name, path in policies.items()},
         **{f"train_data {number}": path for number, path in enumerate(settings.train_data)},
     }
+
+
+def _without_password(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as run.json has it: `people` may be a database's URL."""
+    url = config["people"]
+    return config if url is None else config | {"people": re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)}
 
 
 def _recorded(

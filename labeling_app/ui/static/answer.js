@@ -76,8 +76,8 @@ export class Judgement {
       const ratings = Object.entries(saved.ratings?.[position] ?? {}).filter(([id]) => attributes.has(id));
       this.ratings[position] = Object.fromEntries(ratings);
     }
-    if (this.form.reason !== "off") this.reason = saved.reason ?? "";
-    if (this.form.better_answer) this.betterAnswer = saved.better_answer ?? "";
+    if (this.form.reason !== "off") this.reason = String(saved.reason ?? "");
+    if (this.form.better_answer) this.betterAnswer = String(saved.better_answer ?? "");
   }
 
   // ---- Reading

@@ -7,6 +7,7 @@ from labeling_app.ui.lead import Call, Lead
 from labeling_app.ui.tabs.pieces import counted, first_heading, harmless, heading, markup, percent, rows_or, table
 
 SIGNIFICANT = 0.05
+WIDE = 0.4  # an interval of alpha over which its meaning changes twice
 _FIGURES = ("What", "Value", "95% interval", "From", "What it means")
 _KAPPAS = ("Who", "And", "Kappa", "95% interval", "From", "Agreement")
 # Krippendorff 2018, "Content Analysis", section 12.6: rely on alpha of 0.8 and more, draw tentative conclusions
@@ -69,18 +70,21 @@ def verdict_on(alpha: Mapping[str, Any]) -> str:
     value, low, high = (alpha[key] for key in ("value", "low", "high"))
     if value is None:
         return f'<p class="verdict">No agreement to tell of yet: {harmless(alpha["reason"])}.</p>'
-    sentence = alpha_words(value, low)
+    sentence = alpha_words(value, low, high)
     from_ = f"from {counted(alpha['n'], 'task')} that several people ranked"
     span = "" if low is None else f", 95% interval {low:.2f} to {high:.2f}"
     told = f"Krippendorff's alpha is {value:.2f}{span}, {from_}. 1 is perfect agreement, 0 is what chance gives."
     return f'<p class="verdict">{harmless(sentence)}</p>{_scale(value, low, high)}<p class="note">{harmless(told)}</p>'
 
 
-def alpha_words(value: float, low: float | None) -> str:
-    """What an alpha means for a lead. Where its interval holds 0, that it cannot be told from chance."""
-    if value >= 0 and low is not None and low <= 0:
+def alpha_words(value: float, low: float | None, high: float | None) -> str:
+    """What an alpha means for a lead, if it is known well enough to mean something."""
+    if low is None or high is None:
+        return "Too few tasks are shared to tell how well people agree."
+    if low <= 0 <= high:
         return "So far agreement cannot be told from chance: collect more labels on the same tasks."
-    return next((words for least, words in _BANDS if value >= least), _AGAINST)
+    words = next((words for least, words in _BANDS if value >= least), _AGAINST)
+    return words if high - low <= WIDE else f"{words} This rests on few tasks: more of them may tell another story."
 
 
 def _scale(value: float, low: float | None, high: float | None) -> str:
