@@ -36,6 +36,7 @@ from label_peer_studio import OVERLAP
 from label_peers import PEERS, install, peer
 from label_servers import Server
 from label_survive import Plan, own_postgres, scratch_database, survive
+from label_table import load_line, ratios, table
 
 from rlhf.records import Task
 
@@ -230,77 +231,6 @@ def survive_all(arguments: argparse.Namespace, new_folder: Callable[[], Path]) -
         with scratch_database(arguments.postgres) if arguments.postgres else own_postgres() as url:
             runs.append(survive(folder, url, replace(plan, seed=1)))
     return runs
-
-
-def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ours beside each peer with as many clients, medians over the rounds; over 1 is in our favour."""
-    found = []
-    for name, num_clients in dict.fromkeys((row["system"], row["clients"]) for row in rows):
-        ours = [row for row in rows if (row["system"], row["clients"]) == ("rlhf label", num_clients)]
-        theirs = [row for row in rows if (row["system"], row["clients"]) == (name, num_clients)]
-        if name == "rlhf label":
-            continue
-
-        def of(runs: list[dict[str, Any]], *path: str) -> float | None:
-            values = []
-            for run in runs:
-                for key in path:
-                    run = run[key]
-                values.append(run)
-            return None if None in values else median(values)
-
-        def over(above: float | None, below: float | None) -> float | None:
-            return round(above / below, 2) if above and below else None
-
-        found.append(
-            {
-                "peer": name,
-                "clients": num_clients,
-                "submits": over(of(ours, "submit", "per_second"), of(theirs, "submit", "per_second")),
-                "turns": over(of(ours, "turn", "per_second"), of(theirs, "turn", "per_second")),
-                "submits_per_core": over(
-                    of(ours, "submit", "per_core_second"), of(theirs, "submit", "per_core_second")
-                ),
-                "turns_per_core": over(of(ours, "turn", "per_core_second"), of(theirs, "turn", "per_core_second")),
-                "submit_p95": over(of(theirs, "submit", "p95_ms"), of(ours, "submit", "p95_ms")),
-                "turn_p95": over(of(theirs, "turn", "p95_ms"), of(ours, "turn", "p95_ms")),
-                "page": over(of(theirs, "page_ms"), of(ours, "page_ms")),
-                "memory": over(of(theirs, "memory_mb"), of(ours, "memory_mb")),
-            }
-        )
-    return found
-
-
-def load_line(row: dict[str, Any]) -> str:
-    """A row of the table."""
-    submit, turn = row["submit"], row["turn"]
-    failed = sum(count for status, count in submit["statuses"].items() if status[0] not in "23")
-    failed += sum(count for status, count in turn["statuses"].items() if status[0] not in "23")
-    cells = [row["system"], row["clients"], submit["per_second"], submit["p50_ms"], submit["p95_ms"], submit["p99_ms"]]
-    cells += [turn["per_second"], turn["p95_ms"], turn["per_core_second"], row["page_ms"], row["memory_mb"], failed]
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
-def table(result: dict[str, Any]) -> str:
-    """All figures in Markdown."""
-    alone = result["clients_alone"]
-    lines = [
-        f"clients alone: {alone['requests_per_second']} requests a second, "
-        f"{alone['microseconds_of_cpu_per_request']} µs of CPU each"
-    ]
-    if "load" in result:
-        head = ["system", "clients", "submits/s", "p50 ms", "p95", "p99"]
-        head += ["turns/s", "turn p95", "per core", "page ms", "memory MB", "errors"]
-        lines += ["", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *map(load_line, result["load"])]
-    for row in result.get("ratios", []):
-        values = {key: value for key, value in row.items() if key not in ("peer", "clients")}
-        cells = ", ".join(f"{key} {value}" for key, value in values.items())
-        lines.append(f"ours / {row['peer']}, {row['clients']} clients (over 1: ours is better): {cells}")
-    for run in result.get("survive", []):
-        lines += ["", f"survive, {run['store']}: {run['kills']} kills, {run['acknowledged_rankings']} rankings in "]
-        lines[-1] += f"{run['seconds']} s, {run['counted']} count, {run['surplus']} beside them, "
-        lines[-1] += f"problems: {run['problems'] or 'none'}, refusals: {run['refusals'] or 'none'}"
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -81,18 +81,18 @@ def test_loading_a_run_twice_adds_nothing_and_a_changed_text_is_a_new_task(tmp_p
 
 
 def test_a_browser_gets_texts_in_either_order_and_no_name(tmp_path: Path) -> None:
-    texts = {"start": [[f"yes {n}"] for n in range(20)], "one": [[f"no {n}"] for n in range(20)]}
+    texts = {"start": [["yes"]], "one": [["no"]]}
     folder = compare_run(tmp_path, texts)
-    firsts = set()
+    firsts = []
     with memory() as connection:
-        load_rows(connection, folder, comparison_tasks(folder)[0], of="comparison", overlap=9)
-        for number in range(9):
+        load_rows(connection, folder, comparison_tasks(folder)[0], of="comparison", overlap=40)
+        for number in range(40):
             turn = next_turn(connection, person(connection, f"ann {number}"), Rules(), START)
             assert turn is not None
             shown = repr(turn)
-            assert "start" not in shown and "run-" not in shown and "one0" not in shown
-            firsts.add(turn.responses[0].split()[0])
-    assert firsts == {"yes", "no"}  # the same side nine times: 1 in 256, and the seed is fixed
+            assert not [word for word in ("start", "one", "run-", "cmp-") if word in shown]
+            firsts.append(turn.responses[0])
+    assert 8 <= firsts.count("yes") <= 32  # of fair coins, beyond it once in 10,000; the seed is fixed
 
 
 @pytest.mark.parametrize(

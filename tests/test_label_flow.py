@@ -344,7 +344,7 @@ class Flow(RuleBasedStateMachine):
 
 def test_any_mixture_is_as_the_model_says(shared_store: Store) -> None:
     flow = type("FlowOn", (Flow,), {"store": shared_store})
-    num_examples = 30 if shared_store.url.drivername == "sqlite" else 8
+    num_examples = 20 if shared_store.url.drivername == "sqlite" else 6
     run(
         flow,
         settings=settings(

@@ -19,10 +19,10 @@ sys.path.append(str(BENCHMARKS))
 
 from label_check import Sent, Stored, StoredAnswer, check, num_counted, read_store  # noqa: E402
 from label_clients import Browser, Lost, crowd, parse_reply, percentile  # noqa: E402
-from label_load import ratios, table  # noqa: E402
 from label_ours import make_people, marked_tasks, marks, pair_tasks, task_of  # noqa: E402
 from label_servers import Server  # noqa: E402
 from label_survive import HARD_TEXT, Book, Plan, Trouble, survive  # noqa: E402
+from label_table import ratios, table  # noqa: E402
 
 from labeling_app.form import Form  # noqa: E402
 from labeling_app.handout import Rules, next_turn  # noqa: E402

@@ -125,6 +125,23 @@ def test_enter_submits_nothing_that_is_not_complete(visit, stub):
     assert stub.count("submit") == 2
 
 
+def test_nothing_changes_while_an_answer_is_on_its_way(visit, stub):
+    visitor = visit()
+    visitor.shows("t1")
+    stub.hold.clear()
+    visitor.press("1", "Enter")
+    visitor.expect(visitor.button("Saving…")).to_be_visible()
+    visitor.press("7", "s", "u", "Enter", "Control+Enter")
+    visitor.expect(visitor.page.get_by_role("dialog")).to_have_count(0)
+    visitor.expect(visitor.radio("A much better")).to_be_checked()
+    stub.hold.set()
+    visitor.shows("t2")
+    assert [(route, body["lease"]) for route, body in stub.requests if route in ("submit", "open")] == [
+        ("submit", "t1")
+    ]
+    assert ranks(stub, "t1") == [1, 2]
+
+
 def test_keys_belong_to_a_text_while_one_writes(visit, stub):
     visitor = visit()
     visitor.shows("t1")

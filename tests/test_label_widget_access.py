@@ -282,7 +282,7 @@ def test_wide_texts_scroll_within_themselves(visit, stub, width, num):
 def test_zoomed_to_200_percent_nothing_is_covered(visit, stub):
     """At 200 % a window of 1280 x 860 has 640 x 430 CSS pixels. Every control can be reached and seen."""
     everything(stub)
-    for size in ({"width": 640, "height": 430}, {"width": 1280, "height": 860}):
+    for size in ({"width": 640, "height": 430}, {"width": 1280, "height": 600}, {"width": 360, "height": 640}):
         visitor = visit(viewport=size)
         visitor.shows("t1")
         covered, seen = [], set()
@@ -307,6 +307,18 @@ def test_zoomed_to_200_percent_nothing_is_covered(visit, stub):
                 covered.append(found)
         assert covered == []
         assert len(seen) > 12
+
+
+def test_what_is_being_written_stays_in_sight(visit, stub):
+    visitor = visit(viewport={"width": 1280, "height": 600})
+    visitor.shows("t1")
+    box = visitor.page.get_by_role("textbox", name="Why?")
+    box.focus()
+    for _ in range(30):
+        visitor.press("a", "Enter")
+    end, dock = (visitor.page.locator(place).bounding_box() for place in ("#reason", ".dock"))
+    assert end["height"] > 600
+    assert end["y"] + end["height"] < dock["y"]
 
 
 # ---- Light and dark, motion

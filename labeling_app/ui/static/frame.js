@@ -3,6 +3,7 @@
 import { icon, keycap, make } from "./dom.js";
 
 const TOAST = 8000; // ms
+const GAP = 16; // pixels between what has the focus and the dock
 
 export class Frame {
   #toastTimer = null;
@@ -77,6 +78,9 @@ export class Frame {
     const go = () => this.#hideToastLater();
     for (const name of ["pointerenter", "focusin"]) this.toast.addEventListener(name, stay, { signal });
     for (const name of ["pointerleave", "focusout"]) this.toast.addEventListener(name, go, { signal });
+    for (const name of ["focusin", "input"]) {
+      this.screen.addEventListener(name, (event) => this.#reveal(event), { signal });
+    }
   }
 
   // ---- The screen
@@ -106,7 +110,20 @@ export class Frame {
     );
   }
 
-  /** The focus must not end up behind the dock, nor the toast upon it. */
+  /** What has the focus, or is being written, must not be behind the dock. */
+  #reveal(event) {
+    const dock = this.screen.querySelector(".dock");
+    const { target } = event;
+    if (dock === null || dock.contains(target) || getComputedStyle(dock).position !== "sticky") return;
+    const { top, bottom } = (target.closest("label") ?? target).getBoundingClientRect();
+    const isTyping = event.type === "input";
+    const behind = bottom + GAP - dock.getBoundingClientRect().top;
+    // Of a box higher than the window its top is shown; its bottom, where the writing goes on there.
+    if (isTyping && target.selectionEnd !== target.value?.length) return;
+    if (behind > 0) scrollBy(0, isTyping ? behind : Math.min(behind, top - GAP));
+  }
+
+  /** The toast stands above the dock. */
   #measureDock(element) {
     this.dockSize?.disconnect();
     const dock = element.querySelector(".dock");
