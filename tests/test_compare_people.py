@@ -95,13 +95,17 @@ def test_votes_on_what_this_run_does_not_have_are_counted_apart() -> None:
         vote(9, "ann", "dpo", "sft"),  # another prompt
         vote(0, "ann", "dpo", "kto"),  # another policy
     ]
+    for sides in ((response("dpo", 0), response("dpo", 0)), (response("dpo", 0), response("sft", 1))):
+        # Of one policy, as `sample` makes tasks; of two prompts, which is no comparison.
+        task = Task(make_id("cmp", sides), Prompt("p0", []), list(sides))
+        elsewhere.append((task, Ranking(task.id, "ann", {side.id: at for at, side in enumerate(sides, 1)})))
     changed, ranking = vote(1, "cho", "dpo", "sft")
     changed = Task(changed.id, changed.prompt, [response("dpo", 1, "another text"), changed.responses[1]])
     people = ask([*VOTES, *elsewhere, (changed, ranking)])
-    assert (people.num_counted, people.num_elsewhere, people.num_annotators) == (10, 3, 3)
+    assert (people.num_counted, people.num_elsewhere, people.num_annotators) == (10, 5, 3)
     assert people.pairs["sft", "dpo"].num_votes == 9
     nothing = ask(elsewhere)
-    assert (nothing.pairs, nothing.num_counted, nothing.num_elsewhere, nothing.num_annotators) == ({}, 0, 2, 0)
+    assert (nothing.pairs, nothing.num_counted, nothing.num_elsewhere, nothing.num_annotators) == ({}, 0, 4, 0)
 
 
 def test_a_copy_of_a_policy_shares_its_votes_and_is_never_set_against_itself() -> None:

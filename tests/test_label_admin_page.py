@@ -17,7 +17,7 @@ from rlhf.ports import choose_port
 from tests.label_project import HOSTILE, Project, project
 
 CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE = 60_000  # milliseconds an expectation may take on a busy machine
+PATIENCE = 10_000  # milliseconds an expectation may take on a busy machine
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 TABS = ("Progress", "Agreement", "Annotators", "Disputes", "Export")
 
@@ -82,6 +82,7 @@ class Visitor:
 
     def goes_to(self, tab: str) -> None:
         """Opens a tab, which may be behind the three dots."""
+        self.expect(self.page.get_by_role("tab", name="Progress", exact=True)).to_be_visible()
         wanted = self.page.get_by_role("tab", name=tab, exact=True)
         if not wanted.is_visible():
             self.page.locator(".overflow-menu > button").click()
@@ -131,7 +132,13 @@ def test_a_lead_reads_decides_and_exports(browser: Any, served: tuple[Project, s
     paused = {row["name"]: row["paused"] for row in made.desk.store.read(list_people)}
     assert paused[HOSTILE] == "call me ${window.hacked=4}"
     lea.button("Make a link").click()
-    expect(page.get_by_label("Invitation link, shown once")).to_have_value(re.compile(rf"{url}/join/\S{{43}}"))
+    link = page.get_by_label("Invitation link, shown once")
+    expect(link).to_have_value(re.compile(rf"{url}/join/\S{{43}}"))
+    lea.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    lea.button("Copy").click()
+    expect(page.get_by_label("Invitation link, shown once")).to_have_value(
+        page.evaluate("navigator.clipboard.readText()")
+    )
 
     lea.goes_to("Export")
     lea.sees("of 10 that came in")
@@ -217,8 +224,8 @@ def test_on_a_phone_nothing_scrolls_sideways(browser: Any, served: tuple[Project
         lea.expect(lea.page.get_by_role("tab", name=tab, exact=True)).to_have_attribute("aria-selected", "true")
         lea.expect(lea.page.locator("h2:visible, dispute-desk h2:visible").first).to_be_visible()
         assert lea.page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, tab
-    ink, paper = lea.page.evaluate(
-        "(() => { const s = getComputedStyle(document.querySelector('.gradio-container')); return [s.color, s.backgroundColor]; })()"
+    ink, paper = lea.page.locator(".gradio-container").evaluate(
+        "element => [getComputedStyle(element).color, getComputedStyle(element).backgroundColor]"
     )
     lightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
     assert (lightness[0] < lightness[1]) == (scheme == "light")

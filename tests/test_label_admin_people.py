@@ -86,21 +86,21 @@ def test_a_new_password_is_shown_once_and_ends_the_old_sessions(made: Project, t
     before = made.desk.sessions.read(made.cookie("Ana"), NOW)
     assert before is not None
     shown = act(page, "password", made.request("Lea"), ana, "")
-    secret = shown[-2]["value"]
+    secret = shown[-3]["value"]
     assert re.fullmatch(r"([a-z2-9]{4}-){3}[a-z2-9]{4}", secret)
     row = made.desk.store.read(lambda c: c.execute(select(people).where(people.c.id == ana)).one())
     assert verify_password(row.password_hash, secret)
     assert made.desk.store.read(lambda c: person_of(c, before)) is None
     logged = made.desk.store.read(lambda c: c.execute(select(log.c.body)).scalars().all())
     assert not any(secret in json.dumps(body) for body in logged)
-    assert annotators.show_person(Lead(made.desk, None), ana)[-1] == gr.update(value="", visible=False)
+    assert annotators.show_person(Lead(made.desk, None), ana)[-2:] == annotators.shown_once(None)
 
 
 def test_an_invitation_is_a_link_of_this_very_address(made: Project, tmp_path: Path) -> None:
     page = admin_page(made.desk, tmp_path)
     shown = act(page, "new_link", made.request("Lea", "https://label.example"), "admin", 3)
-    assert shown["visible"]
-    address, secret = shown["value"].rsplit("/", 1)
+    assert [part["visible"] for part in shown] == [True, True]
+    address, secret = shown[0]["value"].rsplit("/", 1)
     assert address == "https://label.example/join"
     assert made.desk.store.read(lambda c: open_invitation(c, secret, NOW + 2.9 * DAY)) == "admin"
     with pytest.raises(Refused, match="expired"):

@@ -190,10 +190,13 @@ def test_who_comes_back_gets_what_they_worked_on_last_while_its_place_is_free(co
     assert places(connection) == [(2, 0, 2), (0, 1, 2), (0, 0, 2)]
     skip(connection, b, _lease_of(connection, b, "set-0"), "skip", "no", None, 302.0)
     return_expired(connection, 401.0)
-    # Both are free: the one with the draft at 50 s, or the one issued at 301 s.
+    # Both are free: the one with the draft at 50 s, and the one issued at 301 s.
     assert took(connection, a, now=402.0) == "set-1"
-    send(connection, a, take(connection, a, now=402.0), now=402.0)
-    assert take(connection, a, now=403.0).lease_id == first.lease_id
+    return_expired(connection, 502.0)
+    save_draft(connection, a, first.lease_id, 2.0, {"ranks": [1, 2]}, 100.0, now=503.0)
+    assert take(connection, a, now=504.0).lease_id == first.lease_id
+    send(connection, a, first, now=505.0)
+    assert took(connection, a, now=506.0) == "set-1"
 
 
 def _lease_of(connection: Connection, person: int, record_id: str) -> str:

@@ -82,7 +82,7 @@ class People:
 
 @dataclass(frozen=True)
 class _Ballot:
-    """One annotator's vote on two policies: 1 where the first is better, 0 where the second is, one half a tie."""
+    """A vote on two policies: 1 where the first is better, 0 where the second is, one half a tie (both bad is one)."""
 
     prompt: int
     annotator: str
@@ -139,7 +139,7 @@ def _ballots(
             if a[0] == b[0] or a[1] != b[1]:
                 continue
             better = ranking.ranks[other.id] - ranking.ranks[one.id]  # above 0: `one` is the better
-            value = 0.5 if better == 0 or ranking.both_bad else float(better > 0)
+            value = 0.5 if better == 0 else float(better > 0)
             if a[0] > b[0]:
                 value = 1 - value
             found.append(((min(a[0], b[0]), max(a[0], b[0])), _Ballot(a[1], ranking.annotator, value)))

@@ -115,6 +115,8 @@ export class Frame {
     const dock = this.screen.querySelector(".dock");
     const { target } = event;
     if (dock === null || dock.contains(target) || getComputedStyle(dock).position !== "sticky") return;
+    // Under a mouse nothing moves between press and release.
+    if (!target.matches(":focus-visible")) return;
     const { top, bottom } = (target.closest("label") ?? target).getBoundingClientRect();
     const isTyping = event.type === "input";
     const behind = bottom + GAP - dock.getBoundingClientRect().top;

@@ -57,16 +57,16 @@ def annotators_tab(desk: Lead, opened: Sequence[Any]) -> None:
             "put back": gr.Button("Put labels back", min_width=150),
             "password": gr.Button("New password", min_width=150),
         }
-    password = _secret("New password, shown once")
+    password = Secret("New password, shown once")
 
     heading("Invite somebody", "A link makes one account, once. Send it to the person it is for.")
     with gr.Row(elem_classes="form-row"):
         role = gr.Radio([("Annotator", "annotator"), ("Lead", "admin")], value="annotator", label="As", scale=2)
         days = gr.Number(7, label="Good for days", precision=0, minimum=1, maximum=365, scale=1, min_width=120)
         make = gr.Button("Make a link", variant="primary", scale=1, min_width=150)
-    link = _secret("Invitation link, shown once")
+    link = Secret("Invitation link, shown once")
 
-    details = [state, about, reason, row, *buttons.values(), password]
+    details = [state, about, reason, row, *buttons.values(), *password.parts]
 
     def show(call: Call, person_id: int | None = None) -> list[Any]:
         return show_people(desk, person_id)
@@ -82,29 +82,54 @@ def annotators_tab(desk: Lead, opened: Sequence[Any]) -> None:
             said, secret = change_person(desk, call, what, person_id, why or "")
             gr.Info(said)
             shown = show_people(desk, person_id, is_new=True) + show_person(desk, person_id)
-            return [*shown[:-1], _shown_once(secret), "" if what in ("pause", "leave out") else why]
+            return [*shown[:-2], *shown_once(secret), "" if what in ("pause", "leave out") else why]
 
         work.__name__ = what.replace(" ", "_")
         return work
 
     def new_link(call: Call, role: str, days: float | None) -> Any:
         secret = desk.write(call, lambda c: invite(c, role, call.person.id, call.now, float(days or 0)))
-        return _shown_once(f"{call.origin}/join/{secret}")
+        return shown_once(f"{call.origin}/join/{secret}")
 
     desk.on(opened, show, [chosen], [people, chosen])
     desk.on([refresh.click], anew, [chosen], [people, chosen])
     desk.on([chosen.change], choose, [chosen], details)
     for what, button in buttons.items():
         desk.on([button.click], act(what), [chosen, reason], [people, chosen, *details, reason])
-    desk.on([make.click], new_link, [role, days], [link])
+    desk.on([make.click], new_link, [role, days], link.parts)
 
 
-def _secret(label: str) -> gr.Textbox:
-    return gr.Textbox(label=label, interactive=False, visible=False, buttons=["copy"], elem_classes="secret")
+class Secret:
+    """Something to pass on, shown until the next thing is done: a text, and a button that copies it."""
+
+    def __init__(self, label: str) -> None:
+        # Not Gradio's own copy button: it takes the label away from the text.
+        with gr.Row(elem_classes="form-row"):
+            text = gr.Textbox(label=label, interactive=False, visible=False, elem_classes="secret", scale=4)
+            copy = gr.Button("Copy", visible=False, scale=0, min_width=110)
+        copy.click(None, [text], js=_COPY, api_visibility="private")
+        self.parts = [text, copy]
 
 
-def _shown_once(secret: str | None) -> dict[str, Any]:
-    return gr.update(value=secret or "", visible=secret is not None)
+# Over plain http from another machine a browser has no clipboard to write to; then the old way.
+_COPY = """async (text) => {
+    try {
+        await navigator.clipboard.writeText(text);
+    } catch {
+        const area = document.createElement("textarea");
+        area.value = text;
+        document.body.append(area);
+        area.select();
+        document.execCommand("copy");
+        area.remove();
+    }
+}"""
+
+
+def shown_once(secret: str | None) -> list[dict[str, Any]]:
+    """A Secret's parts: with a text, or hidden."""
+    is_there = secret is not None
+    return [gr.update(value=secret or "", visible=is_there), gr.update(visible=is_there)]
 
 
 def show_people(desk: Lead, person_id: int | None, is_new: bool = False) -> list[Any]:
@@ -164,7 +189,7 @@ def show_person(desk: Lead, person_id: int | None) -> list[Any]:
     is_there = person is not None
     hidden = [gr.update(visible=False)] * 4
     if person is None:
-        return [*hidden, *[gr.update(interactive=False)] * len(_BUTTONS), _shown_once(None)]
+        return [*hidden, *[gr.update(interactive=False)] * len(_BUTTONS), *shown_once(None)]
     figures = desk.judged.report()["annotators"].get(person["name"])
     rows = [] if figures is None else about_rows(figures)
     possible = {
@@ -180,7 +205,7 @@ def show_person(desk: Lead, person_id: int | None) -> list[Any]:
         gr.update(visible=True),
         gr.update(visible=True),
         *[gr.update(interactive=possible[what]) for what in _BUTTONS],
-        _shown_once(None),
+        *shown_once(None),
     ]
 
 
