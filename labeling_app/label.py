@@ -3,12 +3,13 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, func, select
 
+from labeling_app.blind import comparison_tasks, leaks_sentence
 from labeling_app.form import Form, read_form
 from labeling_app.handout import Rules
 from labeling_app.loading import KnownTask, SetRules, load_tasks
@@ -37,6 +38,9 @@ class LabelConfig:
     )
     gold: str | None = field(
         default=None, metadata={"help": "JSONL of tasks with `ranks`, mixed in unseen to measure annotators"}
+    )
+    comparison: str | None = field(
+        default=None, metadata={"help": "folder of a finished compare run, whose policies are judged blind"}
     )
     form: str = field(default="configs/forms/ranking.yaml", metadata={"help": "what is asked: guidelines, flags, ..."})
     overlap: int = field(default=1, metadata={"help": "annotators a task"})
@@ -97,12 +101,18 @@ def opened(settings: LabelConfig) -> Iterator[Store]:
     for path, kind in ((settings.practice, "practice"), (settings.gold, "gold")):
         if path is not None:
             files.append((path, kind, read_jsonl(path, KnownTask)))
+    compared, leaks = comparison_tasks(settings.comparison) if settings.comparison else ([], [])
+    if (sentence := leaks_sentence(leaks)) is not None:
+        print(sentence, flush=True)
     store = Store(settings.store)
     try:
 
         def load(connection: Connection) -> None:
             for path, kind, rows in files:
                 load_tasks(connection, path, rows, kind, rules, time.time())
+            if settings.comparison:
+                blind = replace(rules, kind="comparison")
+                load_tasks(connection, settings.comparison, compared, "task", blind, time.time())
 
         store.write(load)
         yield store

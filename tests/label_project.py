@@ -161,5 +161,5 @@ def act(page: Any, what: str, request: Any, *values: Any) -> Any:
 
 def values_for(function: Any) -> list[Any]:
     """What a browser sends first for the inputs of an event."""
-    first = {"slider": 0.1, "number": 1}
+    first = {"slider": 0.0, "number": 1}
     return [first.get(part.get_block_name(), getattr(part, "value", None)) for part in function.inputs]

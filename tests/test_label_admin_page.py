@@ -17,7 +17,7 @@ from rlhf.ports import choose_port
 from tests.label_project import HOSTILE, Project, project
 
 CHROMIUM = Path("/usr/bin/chromium")
-PATIENCE = 10_000  # milliseconds an expectation may take on a busy machine
+PATIENCE = 30_000  # milliseconds an expectation may take on a busy machine
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 TABS = ("Progress", "Agreement", "Annotators", "Disputes", "Export")
 

@@ -60,7 +60,7 @@ def export_tab(desk: Lead, opened: Sequence[Any]) -> None:
         weights = gr.Radio(
             [("All the same", "none"), ("By reliability", "reliability")], value="none", label="Votes count", scale=2
         )
-        share = gr.Slider(0, 0.5, value=0.1, step=0.05, label="Share of prompts for validation", scale=2)
+        share = gr.Slider(0, 0.5, value=0.0, step=0.05, label="Share of prompts for validation", scale=2)
         votes = gr.Number(1, label="Least labels a task", precision=0, minimum=1, scale=1, min_width=150)
     heldout = gr.Dropdown([], multiselect=True, label="Held out: annotators to measure on, never to train on")
     heading("Every label accounted for", "Labels in are the labels that are exported and those that are left out.")
