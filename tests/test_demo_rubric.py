@@ -191,4 +191,4 @@ def test_only_the_annotators_import_the_rubric():
                     continue
                 if any(name.startswith("rlhf.demo.rubric") for name in names):
                     importers.add(str(path.relative_to(ROOT)))
-    assert importers == {"rlhf/demo/annotators.py"}
+    assert importers == {"rlhf/demo/annotators.py", "rlhf/demo/annotate.py"}  # the latter for practice tasks alone
