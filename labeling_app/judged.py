@@ -64,7 +64,7 @@ class Judged:
 
         with self._lock:
             is_young = time.monotonic() - self._at < KEEP_SECONDS
-            if self._report is None or not (is_young and not is_new):
+            if self._report is None or is_new or not is_young:
                 change = self.store.read(last_change)
                 if self._report is None or change != self._change:
                     self._report = quality_report(*self.store.read(read_judged))

@@ -244,11 +244,15 @@ _MINE = (answers.c.person_id == bindparam("person")) & (answers.c.kind != "pract
 _NUM_DONE = select(func.count(), func.count(case((answers.c.at >= bindparam("since"), 1)))).where(_MINE)
 _PACE = select(answers.c.seconds).where(_MINE, answers.c.seconds.is_not(None)).order_by(answers.c.at.desc()).limit(20)
 _IS_FREE = tasks.c.is_free & tasks.c.set_id.in_(select(sets.c.id).where(~sets.c.is_closed))
-_NUM_FREE = select(tasks.c.kind, func.count()).where(_IS_FREE).group_by(tasks.c.kind)
+_NUM_FREE = (
+    select(tasks.c.kind, func.count())
+    .where(tasks.c.kind.in_(["task", "practice"]), _IS_FREE)  # in the index, which has no texts to read over
+    .group_by(tasks.c.kind)
+)
 _NUM_SEEN = (
     select(tasks.c.kind, func.count())
     .join(leases, leases.c.task_id == tasks.c.id)
-    .where(leases.c.person_id == bindparam("person"), leases.c.turn == 0, _IS_FREE)
+    .where(leases.c.person_id == bindparam("person"), leases.c.turn == 0, leases.c.state != "returned", _IS_FREE)
     .group_by(tasks.c.kind)
 )
 

@@ -76,6 +76,7 @@ class Stub:
         self.requests: list[tuple[str, Any]] = []  # route and body, of all that came
         self.hold = threading.Event()  # cleared: submits wait
         self.hold.set()
+        self.num_held = 0
         self._acknowledged: dict[str, dict[str, Any]] = {}
         self._lock = threading.Condition()
 
@@ -88,6 +89,11 @@ class Stub:
         with self._lock:
             return self._lock.wait_for(lambda: self.count(route) >= num, 15)
 
+    def has_held(self, num: int) -> bool:
+        """Waits until so many submits wait for `hold`."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self.num_held >= num, 15)
+
     def has_drafted(self, words: str) -> bool:
         """Waits until a draft with those words is here."""
         with self._lock:
@@ -95,7 +101,10 @@ class Stub:
 
     def take(self, route: str, body: Any, token: str | None) -> tuple[int, dict[str, Any]]:
         """Status and content for a request."""
-        if route in ("submit", "skip"):
+        if route in ("submit", "skip") and not self.hold.is_set():
+            with self._lock:
+                self.num_held += 1
+                self._lock.notify_all()
             self.hold.wait(30)
         with self._lock:
             self.requests.append((route, body))

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from labeling_app.store import Store
 
-# The server dies with us, however we die: its keeper waits for the end of a pipe that we hold.
-_KEEPER = 'trap "" INT TERM; "$@" & cat >/dev/null; kill -QUIT $!; wait $!'
+# The server and its folder go with us, however we go: its keeper waits for the end of a pipe that we hold.
+_KEEPER = 'trap "" INT TERM; "$@" & read word; kill -QUIT $!; wait $!; test "$word" = keep || rm -rf "$PWD"'
 
 
 class PostgresServer:
@@ -67,9 +67,7 @@ class PostgresServer:
 
     def stop(self) -> None:
         """Stop it at once, as a crash would: what was committed has to be found by recovery."""
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.close()
-        self._keeper.wait(timeout=60)
+        self._keeper.communicate(b"keep\n", timeout=60)
 
     def create_database(self) -> str:
         """The URL of a new empty database."""

@@ -16,7 +16,7 @@ from labeling_app.answer import Refused
 from labeling_app.handout import Rules
 from labeling_app.judged import Judged, read_judged
 from labeling_app.overview import Forecast, set_progress
-from labeling_app.people import pause
+from labeling_app.people import pause, resume
 from labeling_app.quality import report
 from labeling_app.routes import Denied, Desk
 from labeling_app.session import Sessions, signing_key
@@ -328,6 +328,12 @@ def test_the_report_is_computed_once_for_many(made: Project, monkeypatch: pytest
     assert judged.report() is first  # a few seconds old
     assert judged.report(is_new=True) == first  # a pause changes no figure
     assert len(computed) == 2
+    made.desk.store.write(lambda c: resume(c, made.people["Ana"], None, NOW))
+    judged.report()
+    monkeypatch.setattr("labeling_app.judged.KEEP_SECONDS", 0.0)
+    judged.report()
+    judged.report()
+    assert len(computed) == 3
 
 
 def test_gold_is_known_by_the_id_that_rankings_have(made: Project) -> None:

@@ -102,6 +102,12 @@ def test_what_changes_something_needs_the_token(made: Project, path: str, token:
     assert made.desk.store.read(lambda c: c.execute(select(adjudications)).first()) is None
 
 
+def test_nobody_else_makes_the_server_read_much(made: Project) -> None:
+    path, much = f"/api/admin/disputes/{made.task_id('p-1')}", b" " * 1_100_000
+    assert visit(made, name="Ana").post(path, content=much).status_code == 403
+    assert visit(made).post(path, content=much).status_code == 413
+
+
 # ---- The list
 
 

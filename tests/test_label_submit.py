@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, select, update
 
 from labeling_app.answer import MAX_TEXT, Refused
-from labeling_app.handout import Rules, Turn, next_turn, open_turn
+from labeling_app.handout import Rules, Turn, next_turn, open_turn, return_expired
 from labeling_app.loading import SetRules, load_tasks
 from labeling_app.store import Store
 from labeling_app.store.schema import answers, drafts, leases, log, sets, submissions
@@ -428,6 +428,9 @@ def test_progress(connection: Connection) -> None:
         "pace_seconds": 6.5,
     }
     take(connection, a, 5.0)
+    return_expired(connection, 105.0)
+    assert progress(connection, a, 0.0)["left"] == 1  # it ran out, and is theirs to come back to
+    take(connection, a, 105.0)
     assert progress(connection, a, 9.0) | {"pace_seconds": 0} == {
         "done": 2,
         "today": 0,

@@ -442,6 +442,7 @@ def test_plain_texts_are_shown_as_text(visit, stub):
 def test_formatted_texts_are_readable(visit, stub):
     html = (
         '<h1>Big</h1><p>مرحبا بالعالم</p><p>Hello</p><pre><code>x = 1</code></pre><p><a href="https://example.org">a</a></p>'
+        "<ol><li>واحد</li></ol><ul><li>one</li></ul>"
         "<math><mfrac><mn>1</mn><mn>2</mn></mfrac></math><table><tr><td>1</td></tr></table>"
     )
     stub.tasks = [task("t1", html, "<p>b</p>")]
@@ -454,6 +455,9 @@ def test_formatted_texts_are_readable(visit, stub):
     visitor.expect(link).to_have_attribute("rel", "noopener noreferrer nofollow")
     directions = card.locator(".prose p").evaluate_all("all => all.map((p) => getComputedStyle(p).direction)")
     assert directions == ["rtl", "ltr", "ltr"]
+    item, end = card.locator("ol li").bounding_box(), card.locator(".prose").bounding_box()
+    assert item["x"] + item["width"] < end["x"] + end["width"] - 10  # room for its number, at the right
+    assert card.locator("ul li").bounding_box()["x"] > end["x"] + 10
     visitor.expect(card.get_by_role("group", name="Table in Response A")).to_be_visible()
     number, other = card.locator("math mn").evaluate_all("all => all.map((mn) => mn.getBoundingClientRect().top)")
     assert number < other  # one above the other: a fraction

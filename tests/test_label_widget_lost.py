@@ -175,6 +175,40 @@ def test_a_closing_page_sends_its_draft(visit, stub):
     assert stub.drafts["t1"]["ranks"] == [1, 2]
 
 
+def no_draft_follows(visitor, stub) -> None:
+    """With t2 on screen: a draft of t1 would have come before one of t2."""
+    visitor.shows("t2")
+    visitor.page.clock.run_for(1000)
+    visitor.page.get_by_role("textbox", name="Why?").fill("of the next")
+    visitor.page.clock.run_for(1000)
+    assert stub.has_drafted("of the next")
+    assert list(stub.drafts) == ["t2"]
+
+
+def test_no_draft_follows_an_answer(visit, stub):
+    visitor = visit()
+    visitor.shows("t1")
+    visitor.stop_clock()
+    visitor.press("2", "Enter")
+    no_draft_follows(visitor, stub)
+
+
+def test_an_answer_changed_while_the_first_is_on_its_way_again(visit, stub):
+    stub.failures = {"submit": [503]}
+    visitor = visit()
+    visitor.shows("t1")
+    visitor.stop_clock()
+    visitor.press("2", "Enter")
+    visitor.expect(visitor.button("Waiting to be sent")).to_be_visible()
+    stub.hold.clear()
+    visitor.page.clock.run_for(1000)
+    assert stub.has_held(1)
+    visitor.press("7", "Enter")
+    stub.hold.set()
+    no_draft_follows(visitor, stub)
+    assert [(item["answer"]["ranks"], item["edit"]) for item in stub.stored] == [([1, 2], False), ([2, 1], True)]
+
+
 def test_a_draft_that_fits_no_more_breaks_nothing(visit, stub):
     stub.tasks[0]["draft"] = {"ranks": [1, 2, 3], "flags": [["gone"], None], "ratings": "?", "strength": 9, "reason": 5}
     visitor = visit()

@@ -50,17 +50,23 @@ export function icon(name) {
 /** A key to press, as drawn on screen. Names of controls leave it out. */
 export const keycap = (text) => make("kbd", { "aria-hidden": "true" }, text);
 
-const BLOCKS = "p, li, h4, h5, h6, td, th, blockquote, dt, dd, summary";
+// An element with dir="auto" passes over children that have a `dir` of their own: what holds others is told by us.
+const BLOCKS = "p, h4, h5, h6, td, th, dt, dd, summary";
+const HOLDERS = "ul, ol, dl, blockquote, table";
+const RIGHT_TO_LEFT = /^\P{L}*[\p{sc=Hebr}\p{sc=Arab}\p{sc=Syrc}\p{sc=Thaa}\p{sc=Nkoo}\p{sc=Adlm}]/u;
 
 /** Text that the server has sanitised: fit to read, in its own direction, wide parts scrolling on their own. */
 export function prose(html, name) {
-  const box = make("div", { class: "prose", dir: "auto" });
+  const box = make("div", { class: "prose" });
   box.innerHTML = html;
   // Headings inside a text come below the page's own (h1 to h3), so that one can move by headings.
   for (const heading of box.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
     heading.replaceWith(make(`h${Math.min(6, Number(heading.tagName[1]) + 3)}`, {}, ...heading.childNodes));
   }
   for (const block of box.querySelectorAll(BLOCKS)) block.dir = "auto";
+  for (const holder of [box, ...box.querySelectorAll(HOLDERS)]) {
+    holder.dir = RIGHT_TO_LEFT.test(holder.textContent) ? "rtl" : "ltr";
+  }
   for (const link of box.querySelectorAll("a[href]")) {
     link.target = "_blank";
     link.rel = "noopener noreferrer nofollow";

@@ -117,7 +117,7 @@ export class Frame {
     if (dock === null || dock.contains(target) || getComputedStyle(dock).position !== "sticky") return;
     // Under a mouse nothing moves between press and release.
     if (!target.matches(":focus-visible")) return;
-    const { top, bottom } = (target.closest("label") ?? target).getBoundingClientRect();
+    const { top, bottom } = (target.closest("label, .field") ?? target).getBoundingClientRect();
     const isTyping = event.type === "input";
     const behind = bottom + GAP - dock.getBoundingClientRect().top;
     // Of a box higher than the window its top is shown; its bottom, where the writing goes on there.

@@ -106,7 +106,11 @@ def _scale(value: float, low: float | None, high: float | None) -> str:
 
 
 def figure_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The figures of everybody together, each with what it means or why it is not there."""
+    """The figures of everybody together, each with what it means or why it is not there.
+
+    Others' figures for comparison: Ouyang et al. 2022 ("Training language models to follow instructions with
+    human feedback"): 72.6%; Zheng et al. 2023 ("Judging LLM-as-a-Judge", table 5): 63% (S1) and 81% (S2).
+    """
     found = report["agreement"]
     w = found["kendall_w"]
     chance = "" if w["chance"] is None else f" Rankings at random would give {w['chance']:.2f}."

@@ -68,7 +68,8 @@ def export_tab(desk: Lead, opened: Sequence[Any]) -> None:
     heading("What comes of them")
     made = table(_MADE, "What is exported", ("75%", "25%"))
     with gr.Row():
-        write = gr.Button("Write the export", variant="primary", interactive=desk.exports is not None, scale=0)
+        is_possible = desk.exports is not None
+        write = gr.Button("Write the export", variant="primary", interactive=is_possible, scale=0, min_width=200)
     runs = markup(elem_id="runs")
 
     settings = [weights, share, votes, heldout]
