@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.label_desk", "tests.label_project")
+
 from tests.postgres import connection, postgres_server, shared_store, store, store_url  # noqa: F401
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
