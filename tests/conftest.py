@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("tests.label_desk", "tests.label_project")
-
 from tests.postgres import connection, postgres_server, shared_store, store, store_url  # noqa: F401
+
+pytest.register_assert_rewrite("tests.label_desk", "tests.label_project")
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two test processes on two cores: with two threads each they would wait for one another, ten times as long.

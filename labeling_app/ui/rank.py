@@ -18,7 +18,7 @@ body, .gradio-container { background: light-dark(#f6f6f9, #14151a) !important; }
 }
 body { color-scheme: light; }
 body.dark { color-scheme: dark; }
-#desk { padding: 0; }
+#desk, .html-container { padding: 0; }
 """
 
 
