@@ -14,8 +14,8 @@ from rlhf.dpo import tokenize as tokenize_pairs
 from rlhf.models import load_causal, load_classifier, load_tokenizer
 from rlhf.records import Preference
 
-# Which side is the longer one changes from pair to pair; the longest of all comes last.
-WORDS = [(1, 9), (30, 2), (3, 1), (2, 28), (8, 9), (31, 30), (2, 2), (4, 40)]
+# Which side is the longer one changes from pair to pair.
+WORDS = [(1, 9), (30, 2), (3, 1), (2, 28), (8, 9), (31, 30), (2, 2), (4, 40)] * 40
 BATCH = 2
 
 
@@ -60,8 +60,8 @@ def reward_trainer(policy: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("make", [dpo_trainer, reward_trainer])
 def test_pairs_of_like_length_share_a_batch(make: Any, policy_folder: Path, tmp_path: Path) -> None:
-    trainer, words = make(str(policy_folder), tmp_path), [max(pair) for pair in WORDS]
-    widths = sorted((batch["input_ids"].shape[1] for batch in trainer.get_train_dataloader()), reverse=True)
-    # By hand, of each pair's longer side: 9 30 3 28 9 31 2 40. In order, two by two: (40, 31) (30, 28) (9, 9) (3, 2).
+    trainer = make(str(policy_folder), tmp_path)
+    widths = [batch["input_ids"].shape[1] for batch in trainer.get_train_dataloader()]
     lengths = trainer.train_dataset["length"]
-    assert widths == [lengths[words.index(longest)] for longest in (40, 30, 9, 3)]
+    assert max(lengths) == widths[0], "the longest first, so that memory runs out at once or never"
+    assert sum(lengths) <= BATCH * sum(widths) < 1.05 * sum(lengths)  # in random order it is 1.4 times
