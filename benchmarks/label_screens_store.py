@@ -8,7 +8,8 @@ from sqlalchemy import Connection
 from labeling_app.form import Form
 from labeling_app.handout import Rules, next_turn
 from labeling_app.loading import SetRules, load_tasks
-from labeling_app.people import add_person, hash_password
+from labeling_app.passwords import hash_password
+from labeling_app.people import add_person
 from labeling_app.store import Store
 from labeling_app.submit import submit
 from rlhf.records import Prompt, Response, Task

@@ -16,7 +16,7 @@ from labeling_app.adjudicate import Case, Dispute, adjudicate, disputes, open_ca
 from labeling_app.form import Form
 from labeling_app.people import Person, person_of
 from labeling_app.render import plain, render
-from labeling_app.routes import Denied, Desk, _json, _text, answering
+from labeling_app.routes import Denied, Desk, answering, json_response, text_field
 from labeling_app.session import Session
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def admin_routes(desk: Desk, exports: Path | None = None) -> list[Route]:
         found = await read(request, disputes)
         rows = [dispute for dispute in found if dispute.is_settled == settled]
         num_settled = sum(dispute.is_settled for dispute in found)
-        return _json(
+        return json_response(
             {
                 "disputes": [_row(dispute) for dispute in rows[:NUM_LISTED]],
                 "num_open": len(found) - num_settled,
@@ -69,7 +69,7 @@ def admin_routes(desk: Desk, exports: Path | None = None) -> list[Route]:
         case = await read(request, lambda connection: open_case(connection, task_id))
         if case is None:
             raise Denied(404, "There is no such task to settle.")
-        return _json(await run_in_threadpool(_shown, case, desk.form()))
+        return json_response(await run_in_threadpool(_shown, case, desk.form()))
 
     async def change(request: Request, job: Callable[[Connection, int, dict[str, Any]], None]) -> Response:
         session = desk.session(request)
@@ -77,13 +77,13 @@ def admin_routes(desk: Desk, exports: Path | None = None) -> list[Route]:
         await run_in_threadpool(desk.store.read, lambda connection: lead(connection, session))
         sent = await desk.body(request, session)
         await desk.store.write_async(lambda connection: job(connection, lead(connection, session).id, sent))
-        return _json({"saved": True})
+        return json_response({"saved": True})
 
     async def settle(request: Request) -> Response:
         task_id: int = request.path_params["task"]
 
         def job(connection: Connection, person_id: int, sent: dict[str, Any]) -> None:
-            reason = _text(sent, "reason", 5000, optional=True)
+            reason = text_field(sent, "reason", 5000, optional=True)
             adjudicate(connection, person_id, task_id, sent.get("ranks"), reason, desk.clock())
 
         return await change(request, job)

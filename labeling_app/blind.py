@@ -9,8 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from labeling_app.store import Store
-from labeling_app.store.database import parse_url, shown
+from labeling_app.store import open_store
 from labeling_app.stored import read_labels
 from rlhf.errors import UserError
 from rlhf.records import Prompt, Ranking, Response, Run, Task, make_id, read_jsonl
@@ -98,14 +97,8 @@ def leaks_sentence(leaks: list[Leak]) -> str | None:
 
 def read_votes(url: str) -> tuple[list[Task], list[Ranking]]:
     """The comparisons in a label store, by path or URL, and every answer to one. Raises UserError for no store."""
-    parsed = parse_url(url)
-    if parsed.drivername == "sqlite" and not Path(str(parsed.database)).is_file():
-        raise UserError(f"{shown(parsed)}: no such label store; `rlhf label --comparison RUN` makes one")
-    store = Store(url)
-    try:
+    with open_store(url, "`rlhf label --comparison RUN` makes one") as store:
         labels = store.read(lambda connection: read_labels(connection, kind="comparison"))
-    finally:
-        store.close()
     return labels.tasks, labels.rankings
 
 

@@ -93,7 +93,7 @@ def api_routes(desk: Desk) -> list[Route]:
         person = await run_in_threadpool(desk.store.read, lambda connection: person_of(connection, session))
         if person is None:
             raise Denied(401, "Please log in again.")
-        answer = _json(
+        answer = json_response(
             {
                 "name": person.name,
                 "role": person.role,
@@ -110,11 +110,11 @@ def api_routes(desk: Desk) -> list[Route]:
         asked = desk.form()
         shown = asked.to_dict()
         shown["guidelines_html"] = render(shown.pop("guidelines"))
-        return _json(shown | {"guidelines_sha256": asked.guidelines_sha256})
+        return json_response(shown | {"guidelines_sha256": asked.guidelines_sha256})
 
     async def guidelines(request: Request) -> Response:
         session = desk.session(request)
-        sha256 = _text(await desk.body(request, session), "sha256", 64)
+        sha256 = text_field(await desk.body(request, session), "sha256", 64)
         if sha256 != desk.form().guidelines_sha256:
             raise Denied(409, "The guidelines have just changed. Please read them again.")
 
@@ -123,7 +123,7 @@ def api_routes(desk: Desk) -> list[Route]:
             connection.execute(update(people).where(people.c.id == person.id).values(guidelines_sha256=sha256))
 
         await desk.store.write_async(job)
-        return _json({"saved": True})
+        return json_response({"saved": True})
 
     async def next_(request: Request) -> Response:
         session = desk.session(request)
@@ -132,12 +132,12 @@ def api_routes(desk: Desk) -> list[Route]:
         def job(connection: Connection) -> Turn | None:
             return next_turn(connection, desk.person(connection, session).id, desk.rules, desk.clock())
 
-        return _json({"turn": await _shown(await desk.store.write_async(job))})
+        return json_response({"turn": await _shown(await desk.store.write_async(job))})
 
     async def submit_(request: Request) -> Response:
         session = desk.session(request)
         sent = await desk.body(request, session)
-        lease, submission = _text(sent, "lease", 32), _text(sent, "submission", 64)
+        lease, submission = text_field(sent, "lease", 32), text_field(sent, "submission", 64)
         seconds, edit = _seconds(sent.get("seconds")), sent.get("edit") is True
 
         def job(connection: Connection) -> tuple[Any, Turn | None]:
@@ -152,25 +152,25 @@ def api_routes(desk: Desk) -> list[Route]:
         if known is not None:
             html = render(known["explanation"])
             known = {"is_right": known["is_right"], "ranks": known["ranks"], "explanation_html": html}
-        return _json({"saved": True, "known": known, "turn": await _shown(turn)})
+        return json_response({"saved": True, "known": known, "turn": await _shown(turn)})
 
     async def skip_(request: Request) -> Response:
         session = desk.session(request)
         sent = await desk.body(request, session)
-        lease, submission = _text(sent, "lease", 32), _text(sent, "submission", 64)
-        reason, note = _text(sent, "reason", 500), _text(sent, "note", 5000, optional=True)
+        lease, submission = text_field(sent, "lease", 32), text_field(sent, "submission", 64)
+        reason, note = text_field(sent, "reason", 500), text_field(sent, "note", 5000, optional=True)
 
         def job(connection: Connection) -> Turn | None:
             person, now = desk.person(connection, session), desk.clock()
             skip(connection, person.id, lease, submission, reason, note or None, now)
             return next_turn(connection, person.id, desk.rules, now)
 
-        return _json({"saved": True, "turn": await _shown(await desk.store.write_async(job))})
+        return json_response({"saved": True, "turn": await _shown(await desk.store.write_async(job))})
 
     async def draft(request: Request) -> Response:
         session = desk.session(request)
         sent = await desk.body(request, session)
-        lease, version = _text(sent, "lease", 32), _seconds(sent.get("version"))
+        lease, version = text_field(sent, "lease", 32), _seconds(sent.get("version"))
         if version is None:
             raise Denied(400, "A draft needs its version.")
 
@@ -179,29 +179,29 @@ def api_routes(desk: Desk) -> list[Route]:
             kept = sent.get("draft")
             return save_draft(connection, person.id, lease, version, kept, desk.rules.lease_seconds, now)
 
-        return _json({"saved": await desk.store.write_async(job)})
+        return json_response({"saved": await desk.store.write_async(job)})
 
     async def history_(request: Request) -> Response:
         session = desk.session(request)
         rows = await run_in_threadpool(
             desk.store.read, lambda connection: history(connection, desk.person(connection, session).id)
         )
-        return _json({"answers": [row | {"prompt": plain(row["prompt"])} for row in rows]})
+        return json_response({"answers": [row | {"prompt": plain(row["prompt"])} for row in rows]})
 
     async def open_(request: Request) -> Response:
         session = desk.session(request)
-        lease = _text(await desk.body(request, session), "lease", 32)
+        lease = text_field(await desk.body(request, session), "lease", 32)
         turn = await run_in_threadpool(
             desk.store.read, lambda connection: open_turn(connection, desk.person(connection, session).id, lease)
         )
         if turn is None:
             raise Denied(404, "There is no such answer of yours.")
-        return _json({"turn": await _shown(turn)})
+        return json_response({"turn": await _shown(turn)})
 
     async def progress_(request: Request) -> Response:
         session = desk.session(request)
         since = _seconds(_number(request.query_params.get("since"))) or 0.0
-        return _json(
+        return json_response(
             await run_in_threadpool(
                 desk.store.read, lambda connection: progress(connection, desk.person(connection, session).id, since)
             )
@@ -229,13 +229,13 @@ def answering(route: Callable[[Request], Awaitable[Response]]) -> Callable[[Requ
         try:
             return await route(request)
         except Denied as error:
-            return _json({"error": str(error)}, error.status)
+            return json_response({"error": str(error)}, error.status)
         except Conflict as error:
-            return _json({"error": str(error)}, 409)
+            return json_response({"error": str(error)}, 409)
         except Refused as error:
-            return _json({"error": str(error)}, 400)
+            return json_response({"error": str(error)}, 400)
         except StoreError:
-            return _json({"error": "This could not be stored just now. It will be sent again."}, 503)
+            return json_response({"error": "This could not be stored just now. It will be sent again."}, 503)
 
     return answer
 
@@ -266,13 +266,15 @@ def _rendered(texts: list[str]) -> list[str]:
     return [render(text) for text in texts]
 
 
-def _json(content: Any, status: int = 200) -> Response:
+def json_response(content: Any, status: int = 200) -> Response:
+    """An answer that no cache keeps."""
     # ASCII: a lone surrogate, which UTF-8 cannot hold, travels as its escape.
     text = json.dumps(content, ensure_ascii=True, separators=(",", ":"))
     return Response(text, status, {"Cache-Control": "no-store"}, "application/json")
 
 
-def _text(sent: dict[str, Any], key: str, longest: int, optional: bool = False) -> str:
+def text_field(sent: dict[str, Any], key: str, longest: int, optional: bool = False) -> str:
+    """A field of what was sent; empty where it is absent and may be. Raises Denied (400) for anything else."""
     value = sent.get(key)
     if value is None and optional:
         return ""

@@ -4,14 +4,12 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
 from labeling_app.check_labels import ADJUDICATION
-from labeling_app.store import Store
-from labeling_app.store.database import parse_url
+from labeling_app.store import open_store
 from labeling_app.store.schema import adjudications, answers, leases, people, sets, tasks
 from rlhf.errors import UserError, nearest
 from rlhf.records import Prompt, Ranking, Response, Task
@@ -49,14 +47,8 @@ class Labels:
 
 def read_store(url: str, set_names: Sequence[str] = ()) -> Labels:
     """The labels of a store by path or URL. Raises UserError where there is none, and for unknown sets."""
-    parsed = parse_url(url)
-    if parsed.drivername == "sqlite" and not Path(str(parsed.database)).is_file():
-        raise UserError(f"{parsed.database}: no such label store; `rlhf label --tasks FILE` makes one")
-    store = Store(url)
-    try:
+    with open_store(url) as store:
         return store.read(lambda connection: read_labels(connection, set_names))
-    finally:
-        store.close()
 
 
 def read_labels(connection: Connection, set_names: Collection[str] = (), kind: str = "ranking") -> Labels:

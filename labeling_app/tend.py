@@ -2,7 +2,6 @@
 
 import time
 from argparse import ArgumentParser
-from pathlib import Path
 
 from rlhf.errors import UserError, nearest
 
@@ -29,7 +28,6 @@ def main(argv: list[str]) -> None:
     elif argv[0] == "backup":
         from labeling_app.store.backup import backup
 
-        _existing(options.store)
         backup(options.store, options.file)
         print(f"{options.store}: backed up to {options.file}")
     else:
@@ -41,24 +39,11 @@ def main(argv: list[str]) -> None:
 
 def _invite(url: str, role: str, num: int, days: float, address: str) -> None:
     from labeling_app.people import invite
-    from labeling_app.store import Store
+    from labeling_app.store import open_store
 
     if num < 1 or days <= 0:
         raise UserError("label invite: --num and --days should be over 0")
-    _existing(url)
-    store = Store(url)
-    try:
+    with open_store(url) as store:
         for _ in range(num):
             secret = store.write(lambda connection: invite(connection, role, None, time.time(), days))
             print(f"{address.rstrip('/')}/join/{secret}")
-    finally:
-        store.close()
-
-
-def _existing(url: str) -> None:
-    """A mistyped name must not make a new, empty store."""
-    from labeling_app.store.database import parse_url
-
-    parsed = parse_url(url)
-    if parsed.drivername == "sqlite" and not Path(str(parsed.database)).is_file():
-        raise UserError(f"{parsed.database}: no such label store; `rlhf label --tasks FILE` makes one")

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, select
 from labeling_app.form import Choice, Form
 from labeling_app.handout import Rules, next_turn
 from labeling_app.loading import SetRules, load_tasks
-from labeling_app.people import add_person, hash_password
+from labeling_app.passwords import hash_password
+from labeling_app.people import add_person
 from labeling_app.routes import Desk
 from labeling_app.session import COOKIE, Sessions, signing_key
 from labeling_app.store import Store

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, StaticPool, create_engine, insert
 from labeling_app.form import Choice, Form
 from labeling_app.handout import Rules, Turn, next_turn
 from labeling_app.loading import KnownTask, SetRules, load_tasks
-from labeling_app.people import add_person, leave_out
+from labeling_app.people import add_person
+from labeling_app.standing import leave_out
 from labeling_app.store.schema import adjudications, metadata
 from labeling_app.submit import Conflict, skip, submit
 from rlhf.records import Prompt, Response, Task

@@ -16,7 +16,7 @@ from labeling_app import export
 from labeling_app.aggregate import part, settle
 from labeling_app.export import ExportConfig, Exported, assemble
 from labeling_app.handout import Rules, next_turn
-from labeling_app.people import leave_out
+from labeling_app.standing import leave_out
 from labeling_app.store import Store
 from labeling_app.store.schema import answers, leases, people, tasks
 from labeling_app.stored import Labels, read_labels

@@ -11,7 +11,7 @@ from labeling_app.answer import Refused
 from labeling_app.export import ExportConfig, assemble
 from labeling_app.handout import Rules, next_turn
 from labeling_app.loading import SetRules, load_tasks
-from labeling_app.people import leave_out
+from labeling_app.standing import leave_out
 from labeling_app.store.schema import adjudications, answers, leases, log, people, tasks
 from labeling_app.stored import read_labels
 from labeling_app.submit import submit

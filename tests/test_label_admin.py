@@ -16,11 +16,11 @@ from labeling_app.answer import Refused
 from labeling_app.handout import Rules
 from labeling_app.judged import Judged, read_judged
 from labeling_app.overview import Forecast, set_progress
-from labeling_app.people import pause, resume
 from labeling_app.quality import report
 from labeling_app.routes import Denied, Desk
 from labeling_app.session import Sessions, signing_key
 from labeling_app.sets import close_set
+from labeling_app.standing import pause, resume
 from labeling_app.store import Store
 from labeling_app.store.schema import log, people
 from labeling_app.ui.admin import admin_page

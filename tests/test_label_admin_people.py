@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from labeling_app.answer import Refused
-from labeling_app.people import list_people, open_invitation, person_of, verify_password
+from labeling_app.passwords import verify_password
+from labeling_app.people import list_people, open_invitation, person_of
 from labeling_app.store.schema import log, people
 from labeling_app.ui.admin import CSS, admin_page
 from labeling_app.ui.lead import Lead

@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from labeling_app import admin_routes
 from labeling_app.admin_routes import find_file
-from labeling_app.people import pause
 from labeling_app.session import COOKIE
+from labeling_app.standing import pause
 from labeling_app.store.schema import adjudications, log, tasks
 from tests.label_project import HOSTILE, NOW, Project
 

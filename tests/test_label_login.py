@@ -17,13 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, func, insert, select
 
-from labeling_app import login, people
-from labeling_app.login import admit, count_failure, current_person, forgive, local_path, login_router
-from labeling_app.people import add_person, hash_password, invite, pause, person_by_name, set_password
+from labeling_app import login, passwords, throttle
+from labeling_app.login import current_person, local_path, login_router
+from labeling_app.passwords import hash_password
+from labeling_app.people import add_person, invite, person_by_name, set_password
 from labeling_app.session import COOKIE, Sessions, signing_key
+from labeling_app.standing import pause
 from labeling_app.store import Store
 from labeling_app.store.schema import attempts
 from labeling_app.store.schema import people as people_table
+from labeling_app.throttle import admit, count_failure, forgive
 
 NOW = 1_800_000_000.0
 PASSWORD = "tin can ear"
@@ -72,7 +75,7 @@ class Door:
 @pytest.fixture
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     cheap = PasswordHasher.from_parameters(CHEAPEST)
-    monkeypatch.setattr(people, "hasher", lambda: cheap)
+    monkeypatch.setattr(passwords, "hasher", lambda: cheap)
     store = Store(str(tmp_path / "labels.db"))
     door = Door(store)
     door.add()
@@ -121,7 +124,7 @@ def test_nobodys_name_is_refused_after_as_much_work(door: Door, monkeypatch: pyt
 
     def verify(password_hash: str | None, password: str) -> bool:
         verified.append(password_hash)
-        return people.verify_password(password_hash, password)
+        return passwords.verify_password(password_hash, password)
 
     monkeypatch.setattr(login, "verify_password", verify)
     assert alert(door.log_in("Ann", "wrong one")) == WRONG
@@ -174,7 +177,7 @@ def test_old_hashes_are_renewed_at_a_login(door: Door, monkeypatch: pytest.Monke
     door.log_in(password="wrong one")
     assert stored() == (before, 0)
     stronger = PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
-    monkeypatch.setattr(people, "hasher", lambda: stronger)
+    monkeypatch.setattr(passwords, "hasher", lambda: stronger)
     assert door.log_in(password="wrong one").status_code == 401
     assert stored() == (before, 0)
     session = door.log_in()
@@ -226,7 +229,7 @@ def test_passwords_are_hashed_one_at_a_time_and_off_the_event_loop(door: Door, m
             at_once += 1
             most = max(most, at_once)
         threads.add(threading.current_thread().name)
-        right = people.verify_password(password_hash, password)
+        right = passwords.verify_password(password_hash, password)
         with lock:
             at_once -= 1
         return right
@@ -356,7 +359,7 @@ def test_failures_are_forgotten_after_an_hour(door: Door) -> None:
 
 
 def test_the_table_of_failures_stays_small_and_keeps_the_worst(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(login, "MAX_ATTEMPTS", 100)
+    monkeypatch.setattr(throttle, "MAX_ATTEMPTS", 100)
 
     def job(connection: Connection) -> tuple[int, float]:
         for _ in range(5):

@@ -23,8 +23,8 @@ from labeling_app.overview import (
     set_progress,
     skips,
 )
-from labeling_app.people import leave_out, pause
 from labeling_app.sets import close_set, reopen_set, set_priority
+from labeling_app.standing import leave_out, pause
 from labeling_app.store.schema import answers, log, people, sets
 from labeling_app.submit import save_draft, skip, submit
 from tests.label_cases import FORM, add_people, load, prefer, send

@@ -12,37 +12,30 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, StaticPool, create_engine, select
 
-from labeling_app import people as module
+from labeling_app import passwords as module
 from labeling_app.answer import Refused
 from labeling_app.form import Form
 from labeling_app.handout import Rules, next_turn, return_expired
 from labeling_app.loading import SetRules, load_tasks
+from labeling_app.passwords import check_password, hash_password, needs_rehash, verify_password
 from labeling_app.people import (
-    Moved,
     accept_invitation,
     add_person,
     check_name,
-    check_password,
     find,
     for_command_line,
-    hash_password,
     invite,
-    leave_out,
     list_people,
     name_key,
-    needs_rehash,
     open_invitation,
-    pause,
     person_by_id,
     person_by_name,
-    put_back,
     rehash,
-    resume,
     set_password,
     tidy_name,
-    verify_password,
 )
 from labeling_app.sets import close_set
+from labeling_app.standing import Moved, leave_out, pause, put_back, resume
 from labeling_app.store import Store
 from labeling_app.store.schema import answers, invitations, leases, log, metadata, people, sets, tasks
 from labeling_app.submit import submit

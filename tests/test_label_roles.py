@@ -12,15 +12,16 @@ from starlette.routing import Mount, Route
 
 from labeling_app.form import Form
 from labeling_app.handout import Rules
-from labeling_app.people import add_person, leave_out, pause
+from labeling_app.people import add_person
 from labeling_app.routes import Desk
 from labeling_app.session import COOKIE, Sessions, signing_key
+from labeling_app.standing import leave_out, pause
 from labeling_app.store import Store
 from labeling_app.store.schema import answers, leases
 from tests.label_cases import load
 
 # What nobody needs a session for: to find the door, its paint, and whether the house stands.
-OPEN = {"/health", "/", "/login", "/logout", "/join/{secret}", "/static/{version}/{name}"}
+OPEN = {"/favicon.ico", "/health", "/", "/login", "/logout", "/join/{secret}", "/static/{version}/{name}"}
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ from sqlalchemy import update
 from starlette.requests import Request
 from starlette.responses import Response
 
-from labeling_app.people import add_person, leave_out, pause, person_of, set_password
+from labeling_app.people import add_person, person_of, set_password
 from labeling_app.session import COOKIE, Session, Sessions, signing_key
+from labeling_app.standing import leave_out, pause
 from labeling_app.store import Store
 from labeling_app.store.schema import people
 

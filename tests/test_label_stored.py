@@ -4,7 +4,7 @@ import pytest
 
 from labeling_app.form import Form
 from labeling_app.handout import Rules, next_turn
-from labeling_app.people import leave_out
+from labeling_app.standing import leave_out
 from labeling_app.store import Store
 from labeling_app.stored import Skip, read_labels, read_store
 from labeling_app.submit import skip, submit

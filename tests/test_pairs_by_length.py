@@ -64,4 +64,4 @@ def test_pairs_of_like_length_share_a_batch(make: Any, policy_folder: Path, tmp_
     widths = [batch["input_ids"].shape[1] for batch in trainer.get_train_dataloader()]
     lengths = trainer.train_dataset["length"]
     assert max(lengths) == widths[0], "the longest first, so that memory runs out at once or never"
-    assert sum(lengths) <= BATCH * sum(widths) < 1.05 * sum(lengths)  # in random order it is 1.4 times
+    assert sum(lengths) <= BATCH * sum(widths) < 1.05 * sum(lengths)  # in random order: 1.35 times

@@ -12,7 +12,16 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from labeling_app.store import migrate
-from labeling_app.store.database import Store, StoreError, first_line, open_engine, parse_url, read_transaction, shown
+from labeling_app.store.database import (
+    Store,
+    StoreError,
+    check_there,
+    first_line,
+    open_engine,
+    parse_url,
+    read_transaction,
+    shown,
+)
 from labeling_app.store.migrate import version_of
 from labeling_app.store.schema import Json, metadata
 from rlhf.errors import UserError
@@ -34,8 +43,7 @@ def backup(url: str, path: str | Path) -> int:
         raise UserError(f"{path}: is there already; name a new file for the backup")
     if not path.parent.is_dir():
         raise UserError(f"{path}: {path.parent} is no folder; make it, or name another file")
-    if source.drivername == "sqlite" and not Path(str(source.database)).is_file():
-        raise UserError(f"{shown(source)}: no such label store; there is nothing to back up")
+    check_there(source, "there is nothing to back up")
     partial = path.with_name(f".{path.name}.partial")
     try:
         _remove(partial)

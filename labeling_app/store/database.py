@@ -187,6 +187,23 @@ def parse_url(url: str) -> URL:
     raise UserError(f"store: {kind} is not supported; use a path, sqlite:///FILE or postgresql://USER@HOST/NAME")
 
 
+def check_there(url: URL, mend: str) -> None:
+    """Raise UserError, with how to mend it, for a file that is not there: a mistyped name makes no new, empty store."""
+    if url.drivername == "sqlite" and not Path(str(url.database)).is_file():
+        raise UserError(f"{shown(url)}: no such label store; {mend}")
+
+
+@contextlib.contextmanager
+def open_store(url: str, mend: str = "`rlhf label --tasks FILE` makes one") -> Iterator[Store]:
+    """A store that is there already. Raises UserError as `Store` and `check_there`."""
+    check_there(parse_url(url), mend)
+    store = Store(url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
 def shown(url: URL) -> str:
     """How messages name a database: its file, or its URL without the password."""
     return str(url.database) if url.drivername == "sqlite" else url.set(drivername="postgresql").render_as_string()

@@ -37,6 +37,7 @@ def make_app(desk: Desk, exports: Path | None = None) -> FastAPI:
     app.router.routes.extend([*api_routes(desk), *admin_routes(desk, exports)])
     app.include_router(login_router(desk.store, desk.sessions, desk.clock))
     app.add_api_route("/health", _health(desk), methods=["GET"])
+    app.add_api_route("/favicon.ico", lambda: Response(status_code=204), methods=["GET"], response_model=None)
     app.add_api_route("/", _home(desk), methods=["GET"], response_model=None)
     app.add_api_route("/static/{version}/{name}", _static, methods=["GET"], response_model=None)
     rules = {"/rank": lambda person: True, "/admin": lambda person: person.may_lead}

@@ -7,16 +7,9 @@ from typing import Any
 import gradio as gr
 
 from labeling_app.answer import Refused
-from labeling_app.people import (
-    hash_password,
-    invite,
-    leave_out,
-    list_people,
-    pause,
-    put_back,
-    resume,
-    set_password,
-)
+from labeling_app.passwords import hash_password
+from labeling_app.people import invite, list_people, set_password
+from labeling_app.standing import leave_out, pause, put_back, resume
 from labeling_app.ui.lead import Call, Lead
 from labeling_app.ui.tabs.agreement import figure_row, position_words
 from labeling_app.ui.tabs.pieces import ago, counted, first_heading, heading, percent, rows_or, table
