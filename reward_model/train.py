@@ -15,7 +15,7 @@ from rlhf.models import check_context, load_classifier, load_tokenizer
 from rlhf.records import Preference, Run, Tie, read_jsonl
 from rlhf.runs import is_main_process, open_run
 from rlhf.scoring import load_reward_model
-from rlhf.training import GroupsByLength, encode_rows, model_path, set_up, train
+from rlhf.training import encode_rows, model_path, set_up, train
 
 
 @dataclass
@@ -34,10 +34,6 @@ class RewardData:
         default=False, metadata={"help": "Ask for a score difference of at least the margin of each pair."}
     )
     resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run from its last checkpoint."})
-
-
-class PairTrainer(GroupsByLength, RewardTrainer):
-    """RewardTrainer that can put pairs of like length together."""
 
 
 class Config(NamedTuple):
@@ -70,7 +66,7 @@ def run(config: Config) -> Run:
     inputs = {"model": path, "preferences": data.preferences, "eval_preferences": data.eval_preferences}
     with open_run("reward", str(training.output_dir), as_dict(config), inputs, data.resume) as folder:
         training.chat_template_path = None  # set in the tokenizer already
-        trainer = PairTrainer(
+        trainer = RewardTrainer(
             model=model,
             args=training,
             train_dataset=train_set,
@@ -86,8 +82,7 @@ def run(config: Config) -> Run:
 def tokenize(
     rows: list[Preference], encoder: Encoder, max_length: int | None, data: RewardData
 ) -> tuple[Dataset, CutReport]:
-    """Preferences as a dataset of `chosen_ids`, `rejected_ids`, `length` (the longer one's, in tokens) and, where it is
-    used, `margin`."""
+    """Preferences as a dataset of `chosen_ids` and `rejected_ids`, and `margin` where it is used."""
 
     def encode(row: Preference, cut: CutReport) -> dict[str, Any] | None:
         sides = [row.chosen[-1]["content"], row.rejected[-1]["content"]]
@@ -95,8 +90,7 @@ def tokenize(
         if encoded is None:
             return None
         prompt, (chosen, rejected) = encoded
-        ids: dict[str, Any] = {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
-        ids["length"] = len(prompt) + max(len(chosen), len(rejected))
+        ids = {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
         return ids | {"margin": row.margin} if data.use_margin else ids
 
     encoded, cut = encode_rows(rows, encode, "preferences", max_length or 0, data.preferences)

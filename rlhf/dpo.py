@@ -16,7 +16,7 @@ from rlhf.likelihood import reply_kl
 from rlhf.models import as_policy, check_context, load_tokenizer, stop_ids
 from rlhf.records import Messages, Preference, Run, read_jsonl
 from rlhf.runs import open_run
-from rlhf.training import GroupsByLength, encode_rows, final_evaluation, load_for_training, model_path, set_up, train
+from rlhf.training import encode_rows, final_evaluation, load_for_training, model_path, set_up, train
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Config(NamedTuple):
     training: DPOConfig
 
 
-class TokenDPOTrainer(GroupsByLength, DPOTrainer):
+class TokenDPOTrainer(DPOTrainer):
     """DPOTrainer on tokens that are ready: TRL's reward and SFT trainers take such data, this one would not."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -157,19 +157,15 @@ def run(config: Config) -> Run:
 def tokenize(
     rows: list[Preference], encoder: Encoder, max_length: int | None, source: str
 ) -> tuple[Dataset, CutReport]:
-    """Preferences as a dataset of `prompt_ids`, `chosen_ids` and `rejected_ids`, one prompt for both sides.
+    """Preferences as a dataset of `prompt_ids`, `chosen_ids` and `rejected_ids`, one prompt for both sides."""
 
-    `length` is that of the prompt with the longer reply, in tokens.
-    """
-
-    def encode(row: Preference, cut: CutReport) -> dict[str, Any] | None:
+    def encode(row: Preference, cut: CutReport) -> dict[str, list[int]] | None:
         sides = [row.chosen[-1]["content"], row.rejected[-1]["content"]]
         encoded = encoder.encode_reply(row.prompt, sides, max_length, cut)
         if encoded is None:
             return None
         prompt_ids, (chosen_ids, rejected_ids) = encoded
-        length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
-        return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids, "length": length}
+        return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
 
     encoded, cut = encode_rows(rows, encode, "preferences", max_length or 0, source)
     return Dataset.from_list(encoded), cut

@@ -64,20 +64,6 @@ class Progress(ProgressCallback):
             self.training_bar.set_postfix({name: f"{float(value):.3g}" for name, value in figures.items()})
 
 
-class GroupsByLength:
-    """For trainers of pairs: `train_sampling_strategy: group_by_length` takes a pair's length from a column.
-
-    Transformers would look for `input_ids`, which pairs do not have. Mix it in before the trainer.
-    """
-
-    def _set_signature_columns_if_needed(self) -> None:
-        trainer: Any = super()
-        trainer._set_signature_columns_if_needed()
-        columns = self.__dict__["_signature_columns"]
-        if "length" not in columns:
-            columns.append("length")
-
-
 def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     """Train (from the newest whole checkpoint with `resume`), save, and return the last metrics.
 
