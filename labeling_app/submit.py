@@ -175,12 +175,17 @@ def history(connection: Connection, person_id: int, limit: int = NUM_EDITABLE) -
 
 
 def progress(connection: Connection, person_id: int, since: float) -> dict[str, Any]:
-    """Numbers for one annotator: answers in all and since a time, pace, what is left for them and for practice."""
+    """Numbers for one annotator: answers in all and since a time, pace, what is left for them and for practice.
+
+    The task in their hands is among those left.
+    """
     done, today = connection.execute(_NUM_DONE, {"person": person_id, "since": since}).one()
     taken = connection.execute(_PACE, {"person": person_id}).scalars().all()
     free = dict(connection.execute(_NUM_FREE).tuples().all())
     seen = dict(connection.execute(_NUM_SEEN, {"person": person_id}).tuples().all())
     left = {kind: free.get(kind, 0) - seen.get(kind, 0) for kind in ("task", "practice")}
+    for kind in connection.execute(_IN_HAND, {"person": person_id}).scalars():
+        left["practice" if kind == "practice" else "task"] += 1  # a gold task is one like the others
     return {
         "done": done,
         "today": today,
@@ -255,6 +260,7 @@ _NUM_SEEN = (
     .where(leases.c.person_id == bindparam("person"), leases.c.turn == 0, leases.c.state != "returned", _IS_FREE)
     .group_by(tasks.c.kind)
 )
+_IN_HAND = select(leases.c.kind).where(leases.c.person_id == bindparam("person"), leases.c.state == "open")
 
 
 def _look_up(connection: Connection, person_id: int, lease_id: str, submission_id: str) -> Row:
