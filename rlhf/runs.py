@@ -24,7 +24,7 @@ _PLACES = {"output_dir", "logging_dir", "run_name", "resume", "resume_from_check
 
 # Work that took long: a run that holds some is not removed after an error. Of a trained model it is not
 # *.safetensors that tells, which a full disk cuts off, but the tokenizer, which is written after the weights.
-_KEPT = ["checkpoint-*/trainer_state.json", "*.part", "responses.*.jsonl", "tokenizer_config.json"]
+_KEPT = ["checkpoint-*/trainer_state.json", "*.part", "responses.*.jsonl", "tokenizer_config.json", "labels.db"]
 
 
 def is_main_process() -> bool:
@@ -95,7 +95,7 @@ def open_run(
     become parents, and the labels that are in those are in this run too. `labels_sha256` names the labels
     of a run that makes some (`export`). The run's id is made from stage, config, inputs and such labels,
     so the same work has the same id. A UserError, a full disk among them, removes a folder that this call
-    made unless long work is kept there: a whole checkpoint, the trained model, replies. Raises UserError
+    made unless long work is kept there: a whole checkpoint, the trained model, replies, labels. Raises UserError
     where the folder holds a finished run, an unfinished one without `resume`, or something else.
     """
     folder = Path(output_dir)
