@@ -120,7 +120,7 @@ def test_with_nothing_ranked_it_says_so_and_can_go_on(inputs: Path) -> None:
             in (inputs / "stage.log").read_text()
         )
     assert (inputs / "ranked" / "labels.db").is_file()
-    assert not (inputs / "ranked" / "run.json").exists()
+    assert not read_run(str(inputs / "ranked")).finished
 
 
 def test_practice_is_what_the_rubric_tells_apart_most_clearly(inputs: Path) -> None:

@@ -68,9 +68,12 @@ def run(config: Config) -> Run:
     prompts, tasks = read_tasks(settings)
     recorded = configuration.as_dict(config)
     with open_run("demo-rank", settings.output_dir, recorded, inputs(settings), settings.resume) as folder:
-        for old in folder.path.glob("labels.db*"):  # of a run that was stopped
-            old.unlink()
-        rankings = work(tasks, settings, str(folder.path / "labels.db"))
+        _remove_store(folder.path)  # of a run that was stopped
+        try:
+            rankings = work(tasks, settings, str(folder.path / "labels.db"))
+        except UserError:
+            _remove_store(folder.path)  # a folder with labels in it is taken for people's work, and kept
+            raise
         write_jsonl(folder.path / "tasks.jsonl", tasks)
         write_jsonl(folder.path / "rankings.jsonl", rankings)
         names = [annotator.name for annotator in ANNOTATORS]
@@ -83,6 +86,11 @@ def run(config: Config) -> Run:
             agreement_by_annotator={name: agreement(tasks, rankings, name) for name in names},
             rankings_by_annotator={name: sum(row.annotator == name for row in rankings) for name in names},
         )
+
+
+def _remove_store(folder: Path) -> None:
+    for path in folder.glob("labels.db*"):
+        path.unlink()
 
 
 def read_tasks(settings: RankConfig) -> tuple[list[Prompt], list[Task]]:
