@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[100, 10, 1])
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement, after a warm-up of 1")
     parser.add_argument("--rounds", type=int, default=1, help="how often everything is measured, in turn")
-    parser.add_argument("--num_tasks", type=int, default=2000)
+    parser.add_argument("--num_tasks", type=int, default=12_000)
     parser.add_argument("--pairs", type=Path, default=PAIRS, help="Anthropic HH's file; made up texts where it is not")
     parser.add_argument("--peer", nargs="*", choices=PEERS, help="which peers (alone: potato and label-studio)")
     parser.add_argument("--venvs", type=Path, default=Path("runs/label-peers"), help="the peers' environments")

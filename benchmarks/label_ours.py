@@ -1,5 +1,6 @@
 """Our labeling app as its benchmark sees it: tasks, people, the server, and one annotator's browser."""
 
+import itertools
 import os
 import re
 import secrets
@@ -55,18 +56,18 @@ _WORDS = [
 
 
 def pair_tasks(pairs: Path, num: int, seed: int = 0) -> list[Task]:
-    """`num` pairs of real replies (Anthropic HH's file), or made up ones of like length where the file is not there."""
+    """`num` tasks of two real replies (Anthropic HH's file), made up ones of like length where the file is absent."""
     random = Random(seed)
     if not pairs.exists():
         prompts = [[{"role": "user", "content": _text(random, 120)}] for _ in range(num)]
         return [_task(at, prompt, [_text(random, 420), _text(random, 420)]) for at, prompt in enumerate(prompts)]
-    tasks = []
+    real = []
     for row in read_rows(str(pairs)):
         chosen, rejected = parse_transcript(row["chosen"]), parse_transcript(row["rejected"])
-        if len(chosen) == len(rejected) and chosen[:-1] == rejected[:-1] and len(tasks) < num:
-            texts = [chosen[-1]["content"], rejected[-1]["content"]]
-            tasks.append(_task(len(tasks), chosen[:-1], random.sample(texts, 2)))
-    return tasks
+        if len(chosen) == len(rejected) and chosen[:-1] == rejected[:-1]:
+            real.append((chosen[:-1], [chosen[-1]["content"], rejected[-1]["content"]]))
+    turns = itertools.islice(itertools.cycle(real), num)  # from the first again, where the file has fewer
+    return [_task(at, prompt, random.sample(texts, 2)) for at, (prompt, texts) in enumerate(turns)]
 
 
 def marked_tasks(num: int, seed: int = 0) -> list[Task]:

@@ -1,8 +1,10 @@
 """`rlhf label`: open the labeling app on a file of tasks, or on a store that has some already."""
 
 import contextlib
+import ctypes
+import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +98,19 @@ def run(config: Config) -> None:
 def opened(settings: LabelConfig) -> Iterator[Store]:
     """The store with the config's tasks in it, closed on the way out."""
     form_file(settings.form)  # what is wrong with it is said before anything is made
+    load = _loading(settings)
+    store = Store(settings.store)
+    try:
+        store.write(load)
+        del load  # holds all tasks, which are in the store now
+        _give_back_memory()
+        yield store
+    finally:
+        store.close()
+
+
+def _loading(settings: LabelConfig) -> Callable[[Connection], None]:
+    """What loads the config's files, which are read by now. Raises UserError for what is wrong with them."""
     rules = SetRules(settings.overlap, settings.extra_vote, settings.priority, settings.order)
     files: list[tuple[str, str, list[Any]]] = [(path, "task", read_jsonl(path, Task)) for path in settings.tasks]
     for path, kind in ((settings.practice, "practice"), (settings.gold, "gold")):
@@ -104,20 +119,22 @@ def opened(settings: LabelConfig) -> Iterator[Store]:
     compared, leaks = comparison_tasks(settings.comparison) if settings.comparison else ([], [])
     if (sentence := leaks_sentence(leaks)) is not None:
         print(sentence, flush=True)
-    store = Store(settings.store)
-    try:
 
-        def load(connection: Connection) -> None:
-            for path, kind, rows in files:
-                load_tasks(connection, path, rows, kind, rules, time.time())
-            if settings.comparison:
-                blind = replace(rules, kind="comparison")
-                load_tasks(connection, settings.comparison, compared, "task", blind, time.time())
+    def load(connection: Connection) -> None:
+        for path, kind, rows in files:
+            load_tasks(connection, path, rows, kind, rules, time.time())
+        if settings.comparison:
+            blind = replace(rules, kind="comparison")
+            load_tasks(connection, settings.comparison, compared, "task", blind, time.time())
 
-        store.write(load)
-        yield store
-    finally:
-        store.close()
+    return load
+
+
+def _give_back_memory() -> None:
+    """Hand what is free back to the system, which glibc would keep: as much as the largest file took."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def form_file(path: str) -> "FormFile":
