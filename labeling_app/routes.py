@@ -20,11 +20,12 @@ from labeling_app.answer import Refused
 from labeling_app.form import Form
 from labeling_app.handout import Rules, Turn, next_turn, open_turn
 from labeling_app.people import Person, person_of
+from labeling_app.progress import history, progress
 from labeling_app.render import plain, render
 from labeling_app.session import COOKIE, Session, Sessions
 from labeling_app.store import Store, StoreError
 from labeling_app.store.schema import people
-from labeling_app.submit import Conflict, history, progress, save_draft, skip, submit
+from labeling_app.submit import Conflict, save_draft, skip, submit
 
 T = TypeVar("T")
 

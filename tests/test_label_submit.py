@@ -12,9 +12,10 @@ from sqlalchemy import Connection, select, update
 from labeling_app.answer import MAX_TEXT, Refused
 from labeling_app.handout import Rules, Turn, next_turn, open_turn, return_expired
 from labeling_app.loading import SetRules, load_tasks
+from labeling_app.progress import history, progress
 from labeling_app.store import Store
 from labeling_app.store.schema import answers, drafts, leases, log, sets, submissions
-from labeling_app.submit import NUM_EDITABLE, Conflict, Receipt, history, progress, save_draft, skip, submit
+from labeling_app.submit import NUM_EDITABLE, Conflict, Receipt, save_draft, skip, submit
 from tests.label_cases import FORM, add_people, check_store, count, known, load, prefer, send, task
 
 RULES = Rules(lease_seconds=100.0)
