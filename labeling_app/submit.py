@@ -1,4 +1,4 @@
-"""What annotators do: submit, edit, skip, draft, look back. Each is one write, and safe to send twice."""
+"""What annotators do: submit, edit, skip, draft. Each is one write, and safe to send twice."""
 
 import json
 import math
