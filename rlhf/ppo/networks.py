@@ -128,8 +128,7 @@ def token_logps(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Ten
     """
 
     def piece(hidden: Tensor, targets: Tensor) -> Tensor:
-        scaled = logits(hidden).float() / temperature
-        return -nn.functional.cross_entropy(scaled, targets, reduction="none")
+        return -nn.functional.cross_entropy(_scaled(logits(hidden), temperature), targets, reduction="none")
 
     size = max(1, MAX_LOGITS // _vocabulary(logits, hidden))
     if len(hidden) <= size:
@@ -143,7 +142,12 @@ def token_logps(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Ten
 def token_entropy(logits: Callable[[Tensor], Tensor], hidden: Tensor, temperature: float) -> Tensor:
     """The entropy of each token's distribution in nats, `(tokens,)`."""
     size = max(1, MAX_LOGITS // _vocabulary(logits, hidden))
-    return torch.cat([_entropy(logits(part).float() / temperature) for part in hidden.split(size)])
+    return torch.cat([_entropy(_scaled(logits(part), temperature)) for part in hidden.split(size)])
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """In float32; at temperature 1 they are as they are, and the whole vocabulary need not be gone over."""
+    return logits.float() if temperature == 1.0 else logits.float() / temperature
 
 
 def _entropy(logits: Tensor) -> Tensor:
