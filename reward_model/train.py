@@ -7,7 +7,6 @@ from datasets import Dataset
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from rlhf.agreement import human_ceiling
-from rlhf.batches import BatchesOfLikeLength
 from rlhf.config import as_dict
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.data.split import check_splits
@@ -35,10 +34,6 @@ class RewardData:
         default=False, metadata={"help": "Ask for a score difference of at least the margin of each pair."}
     )
     resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run from its last checkpoint."})
-
-
-class PairTrainer(BatchesOfLikeLength, RewardTrainer):
-    """RewardTrainer that can put pairs of like length together."""
 
 
 class Config(NamedTuple):
@@ -71,7 +66,7 @@ def run(config: Config) -> Run:
     inputs = {"model": path, "preferences": data.preferences, "eval_preferences": data.eval_preferences}
     with open_run("reward", str(training.output_dir), as_dict(config), inputs, data.resume) as folder:
         training.chat_template_path = None  # set in the tokenizer already
-        trainer = PairTrainer(
+        trainer = RewardTrainer(
             model=model,
             args=training,
             train_dataset=train_set,
@@ -87,8 +82,7 @@ def run(config: Config) -> Run:
 def tokenize(
     rows: list[Preference], encoder: Encoder, max_length: int | None, data: RewardData
 ) -> tuple[Dataset, CutReport]:
-    """Preferences as a dataset of `chosen_ids`, `rejected_ids`, `length` (the longer one's, in tokens) and, where it is
-    used, `margin`."""
+    """Preferences as a dataset of `chosen_ids` and `rejected_ids`, and `margin` where it is used."""
 
     def encode(row: Preference, cut: CutReport) -> dict[str, Any] | None:
         sides = [row.chosen[-1]["content"], row.rejected[-1]["content"]]
@@ -96,8 +90,7 @@ def tokenize(
         if encoded is None:
             return None
         prompt, (chosen, rejected) = encoded
-        ids: dict[str, Any] = {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
-        ids["length"] = len(prompt) + max(len(chosen), len(rejected))
+        ids = {"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected}
         return ids | {"margin": row.margin} if data.use_margin else ids
 
     encoded, cut = encode_rows(rows, encode, "preferences", max_length or 0, data.preferences)

@@ -8,7 +8,6 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config
 from trl.models.utils import unwrap_model_for_generation
 
-from rlhf.batches import BatchesOfLikeLength
 from rlhf.config import as_dict
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.data.split import check_splits
@@ -44,7 +43,7 @@ class Config(NamedTuple):
     training: DPOConfig
 
 
-class TokenDPOTrainer(BatchesOfLikeLength, DPOTrainer):
+class TokenDPOTrainer(DPOTrainer):
     """DPOTrainer on tokens that are ready: TRL's reward and SFT trainers take such data, this one would not."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -158,19 +157,15 @@ def run(config: Config) -> Run:
 def tokenize(
     rows: list[Preference], encoder: Encoder, max_length: int | None, source: str
 ) -> tuple[Dataset, CutReport]:
-    """Preferences as a dataset of `prompt_ids`, `chosen_ids` and `rejected_ids`, one prompt for both sides.
+    """Preferences as a dataset of `prompt_ids`, `chosen_ids` and `rejected_ids`, one prompt for both sides."""
 
-    `length` is that of the prompt with the longer reply, in tokens.
-    """
-
-    def encode(row: Preference, cut: CutReport) -> dict[str, Any] | None:
+    def encode(row: Preference, cut: CutReport) -> dict[str, list[int]] | None:
         sides = [row.chosen[-1]["content"], row.rejected[-1]["content"]]
         encoded = encoder.encode_reply(row.prompt, sides, max_length, cut)
         if encoded is None:
             return None
         prompt_ids, (chosen_ids, rejected_ids) = encoded
-        length = len(prompt_ids) + max(len(chosen_ids), len(rejected_ids))
-        return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids, "length": length}
+        return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
 
     encoded, cut = encode_rows(rows, encode, "preferences", max_length or 0, source)
     return Dataset.from_list(encoded), cut

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
-from rlhf.batches import BatchesOfLikeLength
 from rlhf.config import as_dict
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.errors import UserError
@@ -24,10 +23,6 @@ class SFTData:
         default=None, metadata={"help": "JSONL file of held-out demonstrations; their loss is measured at the end."}
     )
     resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run from its last checkpoint."})
-
-
-class ConversationTrainer(BatchesOfLikeLength, SFTTrainer):
-    """SFTTrainer that can put conversations of like length together."""
 
 
 class Config(NamedTuple):
@@ -62,7 +57,7 @@ def run(config: Config) -> Run:
         training.chat_template_path = None  # set in the tokenizer already
         # The masks are in the data. TRL's own switch looks for {% generation %} marks in the template instead.
         training.assistant_only_loss = False
-        trainer = ConversationTrainer(
+        trainer = SFTTrainer(
             model=model,
             args=training,
             train_dataset=train_set,
