@@ -56,5 +56,11 @@ def test_a_wheel_works_in_an_empty_venv(tmp_path: Path) -> None:
     (elsewhere / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rlhf("prepare", "--config", "configs/prepare.yaml", "--input", "rows.jsonl", "--output_dir", "out")
     assert json.loads((elsewhere / "out" / "run.json").read_text())["finished"]
-    for extra in ("compare/report.html.jinja", "configs/templates/user_bot.jinja", "launch/README.md"):
+    for extra in (
+        "compare/report.html.jinja",
+        "compare/judge_prompts/general.txt",
+        "compare/lexicons/toxicity.txt",
+        "configs/templates/user_bot.jinja",
+        "launch/README.md",
+    ):
         assert (site / "rlhf" / extra).is_file()
