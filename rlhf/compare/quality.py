@@ -1,0 +1,478 @@
+"""What one policy's replies are like: repetition, diversity, length, whether they end; calibration and accuracy.
+
+A prompt's replies are averaged first and prompts are what intervals resample, as everywhere in this room.
+"""
+
+import dataclasses
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, DecimalException
+from functools import cache, cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, ndtr, stdtrit
+
+from rlhf.compare.statistics import Bootstrap
+from rlhf.intervals import Interval
+
+REPEATED_N = 4  # seq-rep-4
+BLEU_ORDER = 4
+DISTINCT = (1, 2, 3)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_BOUNDS: dict[str, tuple[float | None, float | None]] = {
+    "repetition": (0.0, 1.0),
+    "self_bleu": (0.0, 1.0),
+    "length": (0.0, None),
+    "finished": (0.0, 1.0),
+}
+_SMOOTHING = 0.1  # matches that count for none: method 1 of Chen and Cherry 2014
+
+Tokens = Sequence[Hashable]  # words, or token ids
+Matches = Callable[[str, str], bool]
+
+
+# ---- Words
+
+# Scripts that put no space between words: each character is taken for one, as Unicode's rules do without a
+# dictionary (UAX 29): kana, Han, and Thai, Lao, Myanmar, Khmer.
+_UNSPACED = (
+    "\u0e01-\u0e4e\u0e81-\u0ecf\u0edc-\u0edf\u1000-\u103f\u1050-\u108f\u1780-\u17d3"
+    "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+)
+
+
+def words(text: str) -> list[str]:
+    """The words, numbers and signs of a text in any script, as they stand: nothing is folded or normalised.
+
+    Letters with their accents make a word, and so do digits; an apostrophe within a word and a point or
+    comma within a number belong to it. In scripts without spaces each character is a word. Every other
+    sign is one of its own, so that a reply of signs only can still repeat itself. Spaces, control
+    characters and format characters (zero width, direction) are none, and the latter do not part a word.
+    """
+    pattern, hidden = _patterns()
+    return pattern.findall(text if text.isascii() else hidden.sub("", text))
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    marks = _characters(("Mn", "Mc", "Me"))
+    letters = rf"(?:[^\W{_UNSPACED}][{marks}]*)+"
+    word = rf"{letters}(?:['\u2019]{letters}|(?<=\d)[.,](?=\d){letters})*"
+    sign = r"[^\w\s\x00-\x1f\x7f-\x9f\u200b]"
+    hidden = rf"(?!\u200b)[{_characters(('Cf',))}]"  # a space of no width is a space
+    return re.compile(rf"[{_UNSPACED}][{marks}]*|{word}|{sign}[{marks}]*"), re.compile(hidden)
+
+
+def _characters(categories: tuple[str, ...]) -> str:
+    """All characters of some Unicode categories, as ranges for a regular expression."""
+    # Planes 0 and 1, and the tags and selectors of plane 14: there are none elsewhere.
+    codes = [*range(0x20000), *range(0xE0000, 0xE0200)]
+    found = [code for code in codes if unicodedata.category(chr(code)) in categories]
+    ranges: list[list[int]] = []
+    for code in found:
+        if ranges and code == ranges[-1][1] + 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return "".join(f"{re.escape(chr(first))}-{re.escape(chr(last))}" for first, last in ranges)
+
+
+# ---- Replies
+
+
+@dataclass(frozen=True, eq=False)
+class Replies:
+    """One policy's replies.
+
+    Args:
+        texts: for each prompt its replies.
+        ids: their token ids, in the same places; words stand in for tokens where None.
+        lengths: tokens of each, where known without ids; by `ids` or words where None.
+        finished: whether each ended by itself and was not cut, where known.
+
+    Raises ValueError where these are not of the same replies.
+    """
+
+    texts: Sequence[Sequence[str]]
+    ids: Sequence[Sequence[Sequence[int]]] | None = None
+    lengths: Sequence[Sequence[float]] | NDArray[np.float64] | None = None
+    finished: Sequence[Sequence[float]] | NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        sizes = [len(row) for row in self.texts]
+        for name in ("ids", "lengths", "finished"):
+            given = getattr(self, name)
+            if given is not None and [len(row) for row in given] != sizes:
+                raise ValueError(f"{name} must have one entry for each reply of each prompt")
+
+    @cached_property
+    def tokens(self) -> list[list[Tokens]]:
+        """Each reply as what is counted: token ids, or words."""
+        if self.ids is not None:
+            return [list(row) for row in self.ids]
+        known: dict[str, str] = {}  # one object a word, not one an occurrence: huge texts fit
+        return [[[known.setdefault(word, word) for word in words(text)] for text in row] for row in self.texts]
+
+    @cached_property
+    def measures(self) -> dict[str, NDArray[np.float64]]:
+        """Each measure's mean over a prompt's replies, (prompts,); NaN where a prompt has none."""
+        lengths = [[len(reply) for reply in row] for row in self.tokens] if self.lengths is None else self.lengths
+        rows = {
+            "repetition": [[repetition(reply) for reply in row] for row in self.tokens],
+            "self_bleu": [self_bleu(row) for row in self.tokens],
+            "length": lengths,
+        } | ({} if self.finished is None else {"finished": self.finished})
+        return {name: np.array([_mean(row) for row in values]) for name, values in rows.items()}
+
+
+def quality(replies: Replies, bootstrap: Bootstrap) -> dict[str, Interval | None]:
+    """All figures of a policy's replies; None where no prompt has the figure (self-BLEU of single replies).
+
+    `repetition`, `self_bleu`, `length` (in tokens, or words), `finished` where known: means over prompts.
+    `distinct_1`, `distinct_2`, `distinct_3`: of all replies together, see `distinct`.
+    """
+    found = {name: _interval(values, _BOUNDS[name], bootstrap) for name, values in replies.measures.items()}
+    return found | {f"distinct_{n}": distinct(replies, n, bootstrap) for n in DISTINCT}
+
+
+def quality_differences(a: Replies, b: Replies, bootstrap: Bootstrap) -> dict[str, Interval | None]:
+    """`a` less `b` in every figure of `quality` that both have, on the same prompts.
+
+    Raises ValueError where the two are not of as many prompts.
+    """
+    if len(a.texts) != len(b.texts):
+        raise ValueError(f"policies must have answered the same prompts, these answered {len(a.texts)}, {len(b.texts)}")
+    both = [name for name in a.measures if name in b.measures]
+    found = {name: _interval(a.measures[name] - b.measures[name], (None, None), bootstrap) for name in both}
+    return found | {f"distinct_{n}": distinct_difference(a, b, n, bootstrap) for n in DISTINCT}
+
+
+def quantiles(lengths: Sequence[Sequence[float]] | NDArray[np.float64]) -> dict[float, float]:
+    """How lengths are spread: their 5%, 25%, 50%, 75% and 95% quantiles over all replies; empty without replies."""
+    flat = [float(length) for row in lengths for length in row]
+    return {at: float(np.quantile(flat, at)) for at in QUANTILES} if flat else {}
+
+
+def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _interval(
+    values: NDArray[np.float64], bounds: tuple[float | None, float | None], bootstrap: Bootstrap
+) -> Interval | None:
+    """The interval over the prompts that have the figure."""
+    there = np.flatnonzero(~np.isnan(values))
+    if not there.size:
+        return None
+    if bootstrap.clusters is not None:
+        bootstrap = dataclasses.replace(bootstrap, clusters=[bootstrap.clusters[at] for at in there.tolist()])
+    return bootstrap.interval(values[there], bounds)
+
+
+# ---- Repetition and diversity
+
+
+def ngrams(tokens: Tokens, n: int) -> Iterator[tuple[Hashable, ...]]:
+    """All runs of n tokens, in order."""
+    return zip(*(tokens[at:] for at in range(n)), strict=False)
+
+
+def repetition(tokens: Tokens, n: int = REPEATED_N) -> float:
+    """The share of a reply's n-grams that it has had before: 1 - distinct / all; NaN where it has no n-gram.
+
+    seq-rep-n of Welleck et al. 2020, "Neural text generation with unlikelihood training".
+    """
+    num_all = len(tokens) - n + 1
+    return 1 - len(set(ngrams(tokens, n))) / num_all if num_all > 0 else math.nan
+
+
+def distinct(replies: Replies, n: int, bootstrap: Bootstrap) -> Interval | None:
+    """Distinct n-grams in all replies, over the tokens in them; None where there are no tokens.
+
+    distinct-n of Li et al. 2016, "A diversity-promoting objective function for neural conversation
+    models". It falls as text grows longer: compare policies by as many replies, and read it
+    beside their lengths. No mean over prompts, and a bootstrap would draw the same text twice and call
+    it less diverse, so the interval is the jackknife's over prompts, which errs to the wide side (Efron
+    and Stein 1981, "The jackknife estimate of variance").
+    """
+    whole, without = _distinct_without(replies, n, bootstrap)
+    return None if whole is None else _jackknife(whole, without, bootstrap, (0.0, 1.0))
+
+
+def distinct_difference(a: Replies, b: Replies, n: int, bootstrap: Bootstrap) -> Interval | None:
+    """`distinct` of `a` less that of `b`; None where either has none. A prompt is left out of both at once."""
+    first, first_without = _distinct_without(a, n, bootstrap)
+    second, second_without = _distinct_without(b, n, bootstrap)
+    if first is None or second is None:
+        return None
+    return _jackknife(first - second, first_without - second_without, bootstrap, (-1.0, 1.0))
+
+
+def _distinct_without(replies: Replies, n: int, bootstrap: Bootstrap) -> tuple[float | None, NDArray[np.float64]]:
+    """distinct-n, and what it is without each cluster, (clusters,)."""
+    clusters = range(len(replies.texts)) if bootstrap.clusters is None else bootstrap.clusters
+    if len(clusters) != len(replies.texts):
+        raise ValueError(f"{len(clusters)} clusters for {len(replies.texts)} prompts")
+    own: dict[Hashable, set[tuple[Hashable, ...]]] = {cluster: set() for cluster in clusters}
+    sizes: Counter[Hashable] = Counter()
+    for cluster, row in zip(clusters, replies.tokens, strict=True):
+        for reply in row:
+            own[cluster].update(ngrams(reply, n))
+            sizes[cluster] += len(reply)
+    shared = Counter(gram for grams in own.values() for gram in grams)  # in how many clusters each is
+    total = sizes.total()
+    if not total:
+        return None, np.array([])
+    alone = [sum(shared[gram] == 1 for gram in grams) for grams in own.values()]
+    left = np.array([total - sizes[cluster] for cluster in own])
+    whole = len(shared) / total
+    # Where one cluster wrote everything, there is nothing without it.
+    without = np.divide(len(shared) - np.array(alone), left, out=np.full(len(own), whole), where=left > 0)
+    return whole, without
+
+
+def _jackknife(
+    whole: float, without: NDArray[np.float64], bootstrap: Bootstrap, bounds: tuple[float, float]
+) -> Interval:
+    n = len(without)
+    if n == 1:
+        return Interval(whole, *bounds, 1)
+    error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    width = -float(stdtrit(n - 1, (1 - bootstrap.confidence) / 2)) * error
+    return Interval(whole, max(bounds[0], whole - width), min(bounds[1], whole + width), n)
+
+
+def bleu(hypothesis: Tokens, references: Sequence[Tokens], order: int = BLEU_ORDER) -> float:
+    """BLEU of one text against others, from 0 to 1: 1 where it is one of them.
+
+    Papineni et al. 2002, "BLEU: a method for automatic evaluation of machine translation", of n-grams up
+    to `order`, or to the hypothesis's length where that is shorter. An order without a match counts as
+    0.1 matches (Chen and Cherry 2014, method 1), and no shared word at all is 0. An empty hypothesis has
+    1 where a reference is empty too, else 0.
+
+    Raises ValueError without references.
+    """
+    if not references:
+        raise ValueError("BLEU needs a reference")
+    matches = []
+    for n in range(1, min(order, len(hypothesis)) + 1):
+        most: Counter[Hashable] = Counter()
+        for reference in references:
+            most |= Counter(ngrams(reference, n))
+        own = Counter(ngrams(hypothesis, n))
+        matches.append(sum(min(count, most[gram]) for gram, count in own.items()))
+    return _bleu(matches, len(hypothesis), [len(reference) for reference in references])
+
+
+def self_bleu(replies: Sequence[Tokens], order: int = BLEU_ORDER) -> list[float]:
+    """Each reply's BLEU against the others to the same prompt: high where a policy says one thing only.
+
+    Zhu et al. 2018, "Texygen: a benchmarking platform for text generation models", there over all texts
+    of a model. Empty for fewer than two replies. The same numbers as `bleu`, but in time that grows
+    with the replies, not with their pairs.
+    """
+    if len(replies) < 2:
+        return []
+    matches: list[list[int]] = [[] for _ in replies]
+    for n in range(1, order + 1):
+        counts = [Counter(ngrams(reply, n)) for reply in replies]
+        most: dict[Hashable, tuple[int, int]] = {}  # of each n-gram: the largest count of a reply, and the second
+        for own in counts:
+            for gram, count in own.items():
+                first, second = most.get(gram, (0, 0))
+                most[gram] = (count, first) if count > first else (first, max(second, count))
+        for at, own in enumerate(counts):
+            if len(replies[at]) >= n:
+                # The others' largest count: the second where the largest is this reply's own.
+                matches[at].append(sum(min(count, most[gram][count == most[gram][0]]) for gram, count in own.items()))
+    lengths = [len(reply) for reply in replies]
+    return [_bleu(matches[at], lengths[at], lengths[:at] + lengths[at + 1 :]) for at in range(len(replies))]
+
+
+def _bleu(matches: list[int], length: int, references: list[int]) -> float:
+    if length == 0:
+        return float(0 in references)
+    if matches[0] == 0:
+        return 0.0
+    logs = [math.log((match or _SMOOTHING) / (length - at)) for at, match in enumerate(matches)]
+    closest = min(references, key=lambda other: (abs(other - length), other))
+    return math.exp(min(0.0, 1 - closest / length) + math.fsum(logs) / len(logs))
+
+
+# ---- Calibration
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The pairs whose win probability lies in one stretch: what was said of them, and what came."""
+
+    low: float
+    high: float
+    num_pairs: int
+    said: float
+    came: Interval
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far win probabilities can be taken at their word.
+
+    Args:
+        ece: expected calibration error.
+        brier: the mean squared difference of probability and outcome; 0.25 for saying 0.5 always.
+        bins: those with pairs, for a reliability diagram.
+    """
+
+    ece: Interval
+    brier: Interval
+    bins: list[Bin]
+
+
+def win_probability(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """How likely a reward model says that a reply with score `a` beats one with score `b` (Bradley-Terry)."""
+    return expit(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+
+
+def calibration(probabilities: ArrayLike, outcomes: ArrayLike, bootstrap: Bootstrap, num_bins: int = 10) -> Calibration:
+    """How well win probabilities meet what people or gold then said.
+
+    Args:
+        probabilities: that the first of a pair wins, (pairs,), each in [0, 1].
+        outcomes: 1 where it won, 0 where it lost, 0.5 for a tie, (pairs,).
+        bootstrap: its clusters are the prompts of the pairs.
+        num_bins: of equal width.
+
+    The error (Guo et al. 2017, "On calibration of modern neural networks", equation 3, with a win
+    probability for their confidence) is the mean over pairs of the gap of their bin. Chance alone opens
+    gaps, so the figure of a sample is too high, most for few pairs. It cannot be further off than the
+    gaps that chance opens add up to (the triangle inequality); the bootstrap says how much that is, and
+    the interval is the figure less and plus it: wide, but it holds 0 for a judge that may be calibrated.
+    The Brier score has no such bias: to compare judges, compare that.
+
+    Raises ValueError where a value is not in [0, 1], or they are not as many.
+    """
+    said, came = np.asarray(probabilities, dtype=float), np.asarray(outcomes, dtype=float)
+    if said.ndim != 1 or said.shape != came.shape or not said.size:
+        raise ValueError(f"calibration needs an outcome a probability, these are {said.shape} and {came.shape}")
+    for name, values in (("probability", said), ("outcome", came)):
+        if not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(f"each {name} must be from 0 to 1")
+    place = np.minimum((said * num_bins).astype(int), num_bins - 1)
+    clusters = range(len(said)) if bootstrap.clusters is None else bootstrap.clusters
+    bins = []
+    for number in np.unique(place).tolist():
+        inside = np.flatnonzero(place == number)
+        own = dataclasses.replace(bootstrap, clusters=[clusters[at] for at in inside.tolist()])
+        observed = own.interval(came[inside], (0.0, 1.0))
+        bins.append(Bin(number / num_bins, (number + 1) / num_bins, len(inside), float(said[inside].mean()), observed))
+    brier = bootstrap.interval((said - came) ** 2, (0.0, 1.0))
+    return Calibration(_ece(said - came, place, clusters, bootstrap), brier, bins)
+
+
+def _ece(
+    gaps: NDArray[np.float64], place: NDArray[np.intp], clusters: Sequence[Hashable], bootstrap: Bootstrap
+) -> Interval:
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    n, num_bins = len(numbers), int(place.max()) + 1
+    table = np.zeros((n, num_bins + 1))  # of each cluster the gaps' sum in each bin, and its pairs
+    for cluster, number, gap in zip(clusters, place.tolist(), gaps.tolist(), strict=True):
+        table[numbers[cluster], number] += gap
+        table[numbers[cluster], num_bins] += 1
+    estimate = float(np.abs(table.sum(0)[:-1]).sum() / len(gaps))
+    if n == 1:
+        return Interval(estimate, 0.0, 1.0, 1)
+    generator = np.random.default_rng(bootstrap.seed)
+    drawn = np.stack([table[generator.integers(0, n, n)].sum(0) for _ in range(bootstrap.num_bootstrap)])
+    noise = np.abs(drawn[:, :-1] / drawn[:, -1:] - table.sum(0)[:-1] / len(gaps)).sum(1)
+    # Widened as Student's t widens the normal, as in rlhf.intervals.
+    off = float(np.quantile(noise, ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, bootstrap.confidence))))
+    return Interval(estimate, max(0.0, estimate - off), min(1.0, estimate + off), n)
+
+
+# ---- Known answers
+
+_NUMBER = re.compile(
+    r"(?:(?<![A-Za-z0-9_.])[-+\u2212])?(?<![A-Za-z0-9_.])"  # a sign, and no part of a name or a longer number
+    r"(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+)
+_OUTER = " \t\r\n.,;:!?\"'`*\u2018\u2019\u201c\u201d\u00ab\u00bb()[]{}\u3002\u3001\uff01\uff1f\u061f\u06d4\u0964"
+
+
+def accuracy(
+    texts: Sequence[Sequence[str]], answers: Sequence[str | Sequence[str]], matches: Matches, bootstrap: Bootstrap
+) -> Interval | None:
+    """The share of replies that are right, a prompt's replies averaged first; None where there are no replies.
+
+    Args:
+        texts: for each prompt its replies.
+        answers: for each prompt its known answer, or several of which one is enough.
+        matches: `exact_match` or `numeric_match`, or any (reply, answer) -> bool.
+
+    Raises ValueError where there is not an answer a prompt.
+    """
+    return _interval(prompt_accuracy(texts, answers, matches), (0.0, 1.0), bootstrap)
+
+
+def prompt_accuracy(
+    texts: Sequence[Sequence[str]], answers: Sequence[str | Sequence[str]], matches: Matches
+) -> NDArray[np.float64]:
+    """The share of each prompt's replies that are right, (prompts,); NaN for a prompt without replies."""
+    if len(texts) != len(answers):
+        raise ValueError(f"{len(answers)} answers for {len(texts)} prompts")
+    known = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
+    right = [
+        [float(any(matches(text, answer) for answer in accepted)) for text in row]
+        for row, accepted in zip(texts, known, strict=True)
+    ]
+    return np.array([_mean(row) for row in right])
+
+
+def exact_match(reply: str, answer: str) -> bool:
+    """Whether a reply is the answer: in any case, whatever spaces, and marks around it."""
+    return _plain(reply) == _plain(answer)
+
+
+def numeric_match(reply: str, answer: str, tolerance: float = 0.0) -> bool:
+    """Whether the number that a reply ends in is the answer's: 1,000 is 1000.0 and 1e3.
+
+    A reply's number is the first after its last `####` (GSM8K) or `\\boxed{`, else its last.
+
+    Args:
+        reply: any text.
+        answer: a text whose number is found likewise; without one nothing matches.
+        tolerance: how far off it may be, as a share of the answer's number.
+    """
+    found, wanted = final_number(reply), final_number(answer)
+    if found is None or wanted is None:
+        return False
+    try:
+        return found == wanted or (tolerance > 0 and abs(found - wanted) <= Decimal(tolerance) * abs(wanted))
+    except DecimalException:  # beyond any number that a computer holds
+        return False
+
+
+def final_number(text: str) -> Decimal | None:
+    """The number that a text ends in, see `numeric_match`; None where there is none."""
+    for sign in ("####", "\\boxed{"):
+        _, found, after = text.rpartition(sign)
+        if found and (first := _NUMBER.search(after)):
+            return _decimal(first.group())
+    numbers = _NUMBER.findall(text)
+    return _decimal(numbers[-1]) if numbers else None
+
+
+def _decimal(number: str) -> Decimal | None:
+    try:
+        return Decimal(number.replace(",", "").replace("\u2212", "-"))
+    except DecimalException:
+        return None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.strip(_OUTER).casefold().split())
