@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf.compare.calibration import calibration, win_probability
 from rlhf.compare.quality import (
     Replies,
     accuracy,
     bleu,
-    calibration,
     distinct,
     distinct_difference,
     exact_match,
@@ -24,10 +24,9 @@ from rlhf.compare.quality import (
     quantiles,
     repetition,
     self_bleu,
-    win_probability,
-    words,
 )
 from rlhf.compare.statistics import Bootstrap
+from rlhf.compare.words import words
 from rlhf.intervals import Interval
 from tests.hostile import HOSTILE
 
