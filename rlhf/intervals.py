@@ -1,6 +1,6 @@
 """How sure a mean is: bootstrap intervals that resample whole clusters (prompts), never single values."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,9 @@ from scipy.special import ndtr, stdtrit
 # A resample's variance is pulled this many clusters' worth towards the sample's own, so that a
 # resample that drew one cluster only does not divide by zero.
 _SHRINKAGE = 0.5
-# So many numbers of a (resample, cluster) table are held at a time: 32 MB.
-_TABLE = 4_000_000
+# So many numbers of a (resample, cluster) table are held at a time: 0.8 MB stay in the processor's cache, which is
+# several times as fast as 32 MB.
+_TABLE = 100_000
 
 
 @dataclass(frozen=True)
@@ -162,15 +163,18 @@ def _variance(sums: NDArray[np.float64], sizes: NDArray[np.float64], mean: float
     return float(((sums - mean * sizes) ** 2).sum() / sizes.sum() ** 2 * n / (n - 1))
 
 
-def _resample(table: NDArray[np.float64], num_bootstrap: int, seed: int) -> NDArray[np.float64]:
-    """The column sums of rows drawn with replacement, (num_bootstrap, columns)."""
-    n = len(table)
+def drawn_counts(num_clusters: int, num_bootstrap: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each resample draws each cluster, (some resamples, num_clusters) at a time."""
     generator = np.random.default_rng(seed)
-    step = max(1, _TABLE // n)
-    parts = []
+    step = max(1, _TABLE // num_clusters)
     for start in range(0, num_bootstrap, step):
         rows = min(step, num_bootstrap - start)
-        drawn = generator.integers(0, n, (rows, n)) + np.arange(0, rows * n, n)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)  # how often each row was drawn
-        parts.append(counts.astype(float) @ table)
-    return np.concatenate(parts)
+        offsets = np.arange(0, rows * num_clusters, num_clusters)[:, None]
+        drawn = generator.integers(0, num_clusters, (rows, num_clusters)) + offsets
+        counts = np.bincount(drawn.ravel(), minlength=rows * num_clusters)
+        yield counts.reshape(rows, num_clusters).astype(float)
+
+
+def _resample(table: NDArray[np.float64], num_bootstrap: int, seed: int) -> NDArray[np.float64]:
+    """The column sums of rows drawn with replacement, (num_bootstrap, columns)."""
+    return np.concatenate([counts @ table for counts in drawn_counts(len(table), num_bootstrap, seed)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import browser  # noqa: F401
 from tests.postgres import connection, postgres_server, shared_store, store, store_url  # noqa: F401
 
 pytest.register_assert_rewrite("tests.label_desk", "tests.label_project")

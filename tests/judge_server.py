@@ -83,7 +83,7 @@ class JudgeServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: JudgeServer  # type: ignore[assignment]
+    server: JudgeServer  # type: ignore[assignment]  # declared wider in the standard library
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
 

@@ -3,7 +3,6 @@
 import dataclasses
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,27 +12,12 @@ from rlhf.generate import Sampling
 from rlhf.streaming import Piece, stream
 from tests.tiny import endless_policies
 
-CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 60_000  # milliseconds an expectation may take on a busy machine
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> list[str]:
     return endless_policies(tmp_path_factory.mktemp("chat"), ("sft", "ppo"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is absent: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        opened = started.chromium.launch(executable_path=str(CHROMIUM), args=options)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

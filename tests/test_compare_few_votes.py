@@ -12,6 +12,7 @@ from scipy import stats
 from rlhf.compare.few_votes import MIN_VOTED, FewVotes, combine_votes
 from rlhf.compare.statistics import Bootstrap
 from rlhf.intervals import Interval, mean_interval
+from tests.interval_cases import holds
 
 # 12 voted prompts of 36: people's mean is 8/12, the judge's is 9/12 there and 16/24 on the others.
 PEOPLE = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]
@@ -256,11 +257,6 @@ def _study(draw: Draw, num_voted: int, generator: np.random.Generator, seed: int
     return combine_votes(f, range(num_voted), y[:num_voted], Bootstrap(num_bootstrap=200, seed=seed))
 
 
-def _holds(interval: Interval, truth: float) -> bool:
-    assert interval.low is not None and interval.high is not None
-    return interval.low <= truth <= interval.high
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("num_voted", [30, 100])
 @pytest.mark.parametrize("judge", JUDGES)
@@ -268,7 +264,7 @@ def test_intervals_hold_the_truth_whatever_the_judge(judge: str, num_voted: int)
     draw, truth = JUDGES[judge]
     generator = np.random.default_rng(num_voted)
     found = [_study(draw, num_voted, generator, seed) for seed in range(STUDIES)]
-    held = np.mean([_holds(study.combined, truth) for study in found])
+    held = np.mean([holds(study.combined, truth) for study in found])
     # 93 to 97 times of 100, give or take one standard error of what so many studies can tell.
     noise = math.sqrt(0.05 * 0.95 / STUDIES)
     assert 0.93 - noise <= held <= 0.97 + noise
@@ -290,8 +286,8 @@ def test_intervals_hold_the_truth_where_prompts_hang_together() -> None:
         y = (generator.random(300) < easy).astype(float)
         f = np.where(generator.random(300) < 0.25, 1 - y, y)
         args = f, range(150), y[:150]
-        held += _holds(combine_votes(*args, Bootstrap(clusters, num_bootstrap=200, seed=seed)).combined, 0.6)
-        held_if_apart += _holds(combine_votes(*args, Bootstrap(num_bootstrap=200, seed=seed)).combined, 0.6)
+        held += holds(combine_votes(*args, Bootstrap(clusters, num_bootstrap=200, seed=seed)).combined, 0.6)
+        held_if_apart += holds(combine_votes(*args, Bootstrap(num_bootstrap=200, seed=seed)).combined, 0.6)
     assert 0.93 <= held / 1000 <= 0.97
     assert held_if_apart / 1000 < 0.87
 
@@ -302,7 +298,7 @@ def test_a_nearly_perfect_judge_and_a_walkover_are_on_the_safe_side() -> None:
     for draw, truth in [(_judge_that_errs(0.6, 0.03, 0.03), 0.6), (_judge_that_errs(0.9, 0.1, 0.1), 0.9)]:
         generator = np.random.default_rng(9)
         found = [_study(draw, 30, generator, seed) for seed in range(1000)]
-        assert np.mean([_holds(study.combined, truth) for study in found]) >= 0.925
+        assert np.mean([holds(study.combined, truth) for study in found]) >= 0.925
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from rlhf.compare.frontier import (
     resample,
 )
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
+from tests.interval_cases import holds
 
 FEW = Bootstrap(num_bootstrap=300)
 INTEGERS = st.integers(-3, 3)
@@ -453,9 +454,9 @@ def test_intervals_hold_the_truth(n: int) -> None:
         low, high = found.low, found.high
         at = np.linspace(low, high, 200)
         truth = 0.5 * np.interp(at, [1, 2, 3, 4], true).mean()
-        held += found.average.low <= truth <= found.average.high  # type: ignore[operator]
-        held_inside += found.differences[0].low <= 0.5 * true[1] <= found.differences[0].high  # type: ignore[operator]
+        held += holds(found.average, truth)
+        held_inside += holds(found.differences[0], 0.5 * true[1])
         area = areas.differences["a", "b"]
-        held_area += area.low <= truth * (high - low) <= area.high  # type: ignore[operator]
+        held_area += holds(area, truth * (high - low))
     for count in (held, held_inside, held_area):
         assert count / studies >= 0.91

@@ -11,6 +11,7 @@ from scipy.special import expit, logit
 from rlhf.compare.length_control import ControlledRate, count_markdown, length_controlled, style_controlled
 from rlhf.compare.statistics import Bootstrap
 from rlhf.intervals import Interval, mean_interval
+from tests.interval_cases import holds
 
 QUICK = Bootstrap(num_bootstrap=300)
 
@@ -25,16 +26,12 @@ def _study(
     return (generator.random(num_prompts) < expit(liking)).astype(float), a, b
 
 
-def _holds(interval: Interval, value: float) -> bool:
-    return interval.low is not None and interval.high is not None and interval.low <= value <= interval.high
-
-
 def test_a_planted_liking_for_length_is_removed() -> None:
     """Two policies alike but for length: raw says a is better, by far; controlled says neither."""
     result = length_controlled(*_study(4000, seed=0, per_deviation=1.5), QUICK)
     assert result.raw.is_above(0.55)
-    assert _holds(result.controlled, 0.5) and result.controlled.mean == pytest.approx(0.5, abs=0.03)
-    assert _holds(result.coefficients["length"], 1.5)
+    assert holds(result.controlled, 0.5) and result.controlled.mean == pytest.approx(0.5, abs=0.03)
+    assert holds(result.coefficients["length"], 1.5)
     assert result.longer == pytest.approx(0.73, abs=0.03)  # P(N(20, 32) > 0)
 
 
@@ -42,28 +39,28 @@ def test_a_planted_liking_for_length_is_removed() -> None:
 def test_a_liking_by_the_token_is_removed_too(per_token: float) -> None:
     """Not the shape that the regression has: tanh is near enough."""
     result = length_controlled(*_study(4000, seed=1, per_token=per_token), QUICK)
-    assert result.raw.is_above(0.53) and not _holds(result.raw, 0.5)
+    assert result.raw.is_above(0.53) and not holds(result.raw, 0.5)
     assert result.controlled.mean == pytest.approx(0.5, abs=0.03)
 
 
 def test_without_a_liking_for_length_nothing_changes() -> None:
     result = length_controlled(*_study(4000, seed=2, theta=0.4), QUICK)
     assert result.controlled.mean == pytest.approx(result.raw.mean, abs=0.015)
-    assert _holds(result.controlled, expit(0.4)) and _holds(result.coefficients["length"], 0)
+    assert holds(result.controlled, expit(0.4)) and holds(result.coefficients["length"], 0)
 
 
 def test_what_is_left_is_how_much_better_the_policy_is() -> None:
     result = length_controlled(*_study(4000, seed=3, theta=-0.5, per_deviation=1.5), QUICK)
     assert result.raw.mean > 0.5  # the judge would have called the worse one better
-    assert result.controlled.is_below(0.5) and _holds(result.controlled, expit(-0.5))
+    assert result.controlled.is_below(0.5) and holds(result.controlled, expit(-0.5))
 
 
 def test_intervals_hold_the_truth() -> None:
     held = held_raw = 0
     for study in range(300):
         result = length_controlled(*_study(150, seed=study, theta=0.3, per_deviation=1.0), QUICK)
-        held += _holds(result.controlled, expit(0.3))
-        held_raw += _holds(result.raw, expit(0.3))
+        held += holds(result.controlled, expit(0.3))
+        held_raw += holds(result.raw, expit(0.3))
     assert 0.92 <= held / 300 <= 0.98
     assert held_raw / 300 < 0.75
 
@@ -92,7 +89,7 @@ def test_as_statsmodels_with_difficulty() -> None:
     assert ours.controlled.mean == pytest.approx(expit(design @ theirs.params).mean(), abs=1e-6)
     assert ours.coefficients["difficulty"].mean == pytest.approx(theirs.params[2], abs=1e-6)
     assert list(ours.coefficients) == ["length", "difficulty"]
-    assert _holds(ours.controlled, ours.controlled.mean)
+    assert holds(ours.controlled, ours.controlled.mean)
 
 
 def test_the_penalty_as_scipy_minimises_it() -> None:
@@ -211,8 +208,8 @@ def _planted_headings(num_prompts: int, seed: int, theta: float, gamma: float) -
 
 def test_a_planted_liking_for_headings_is_found() -> None:
     result = style_controlled(*_planted_headings(3000, 20, theta=0.3, gamma=0.8), QUICK)
-    assert _holds(result.controlled, expit(0.3)) and result.controlled.is_above(0.5)
-    assert _holds(result.coefficients["headings"], 0.8) and result.coefficients["headings"].is_above(0.6)
+    assert holds(result.controlled, expit(0.3)) and result.controlled.is_above(0.5)
+    assert holds(result.coefficients["headings"], 0.8) and result.coefficients["headings"].is_above(0.6)
     for other in ("length", "bold", "list items"):
         assert abs(result.coefficients[other].mean) < 0.15
     assert list(result.coefficients) == ["length", "headings", "bold", "list items"]
@@ -235,7 +232,7 @@ def test_coefficients_hold_the_truth() -> None:
     held = 0
     for study in range(150):
         result: ControlledRate = style_controlled(*_planted_headings(200, 100 + study, theta=0.3, gamma=0.6), QUICK)
-        held += _holds(result.coefficients["headings"], 0.6)
+        held += holds(result.coefficients["headings"], 0.6)
     assert 0.9 <= held / 150 <= 0.99
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.compare.llm_judge import JudgeEndpoint, PairItem, judge_pairs, summarise
-from rlhf.compare.llm_judge.questions import Template, combine, load_template, parse_verdict, well_formed
+from rlhf.compare.llm_judge.questions import Template, Verdict, combine, load_template, parse_verdict, well_formed
 from rlhf.errors import UserError
 from tests.hostile import HOSTILE
 from tests.judge_server import (
@@ -79,12 +79,12 @@ def test_nothing_above_the_last_line_counts(above: str, letter: str, below: str)
 
 def test_both_orders_by_hand() -> None:
     # A response wins where it is preferred in both places; everything else is a tie.
-    table = {
+    table: dict[tuple[Verdict | None, Verdict | None], float] = {
         ("A", "B"): 1.0, ("B", "A"): 0.0, ("A", "A"): 0.5, ("B", "B"): 0.5, ("C", "C"): 0.5, ("A", "C"): 0.5,
         ("C", "B"): 0.5, ("C", "A"): 0.5, ("B", "C"): 0.5, ("A", None): 0.5, (None, "A"): 0.5, (None, None): 0.5,
     }  # fmt: skip
     for (first, second), value in table.items():
-        assert combine(first, second) == value  # type: ignore[arg-type]
+        assert combine(first, second) == value
 
 
 # --- questions

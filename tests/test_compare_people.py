@@ -16,9 +16,12 @@ from labeling_app.store import Store
 from rlhf.compare.answers import Answers
 from rlhf.compare.page import render_page
 from rlhf.compare.people import People, ask_people, gather
-from rlhf.compare.report import Study, build_report, people_sentences, print_report, warnings
+from rlhf.compare.report import build_report
 from rlhf.compare.run import CompareConfig, Config, run
+from rlhf.compare.sentences import people_sentences, warnings
 from rlhf.compare.statistics import Bootstrap
+from rlhf.compare.study import Study
+from rlhf.compare.terminal import print_report
 from rlhf.errors import UserError
 from rlhf.intervals import mean_interval
 from rlhf.loop import run_stage

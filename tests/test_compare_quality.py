@@ -1,7 +1,6 @@
 r"""quality: n-grams counted by hand, BLEU against published figures, calibration and answers, and hostile texts."""
 
 import math
-from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -11,14 +10,9 @@ from hypothesis import strategies as st
 from rlhf.compare.calibration import calibration, win_probability
 from rlhf.compare.quality import (
     Replies,
-    accuracy,
     bleu,
     distinct,
     distinct_difference,
-    exact_match,
-    final_number,
-    numeric_match,
-    prompt_accuracy,
     quality,
     quality_differences,
     quantiles,
@@ -298,10 +292,6 @@ def test_hostile_texts() -> None:
     replies = Replies(texts, finished=[[1, 0, 1]] * len(texts))
     for one in quality(replies, Bootstrap(num_bootstrap=20)).values():
         assert one is not None and math.isfinite(one.mean)
-    for row in texts:
-        for text in row:
-            assert exact_match(text, text)
-            final_number(text)
 
 
 @pytest.mark.timeout(20)
@@ -322,8 +312,6 @@ def test_hostile_texts() -> None:
 def test_huge_texts_take_no_longer_than_they_are(text: str) -> None:
     replies = Replies([[text, text]])
     assert replies.measures["self_bleu"].tolist() == [pytest.approx(1)]
-    assert exact_match(text, text)
-    final_number(text)
     distinct(replies, 2, FEW)
 
 
@@ -386,80 +374,3 @@ def test_win_probability_is_bradley_terrys() -> None:
 def test_what_is_no_calibration(said: list, came: list, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         calibration(said, came, FEW)
-
-
-# ---- Known answers
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer", "same"),
-    [
-        ("Paris.", "paris", True),
-        (' "New \n York"! ', "new york", True),
-        ("STRASSE", "stra\u00dfe", True),
-        ("\u5317\u4eac\u3002", "\u5317\u4eac", True),
-        ("Paris, France", "Paris", False),
-        ("-5", "5", False),
-        ("", "Paris", False),
-        ("", "", True),
-    ],
-)
-def test_exact_match(reply: str, answer: str, same: bool) -> None:
-    assert exact_match(reply, answer) is same
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("", None),
-        ("none, v2_x and GPT4", None),
-        ("It is 3, no 42.", "42"),
-        ("so 1,234,567.50 dollars", "1234567.5"),
-        ("from 1,2,3", "3"),
-        ("x = -7", "-7"),
-        ("5-3", "3"),
-        ("minus \u22127 degrees", "-7"),
-        ("6.02e23", "6.02e23"),
-        ("about .5", "0.5"),
-        ("in section 2.3.1", "2.3"),
-        ("16 eggs #### 18\nThat is step 2", "18"),
-        (r"\boxed{36} as 6 * 6", "36"),
-        ("5 ####", "5"),
-        ("first #### 1, no #### 2, so 3", "2"),
-        ("\u7b54\u6848\u662f5\u3002", "5"),
-        ("\u0664\u0662", "42"),
-        ("1e" + "9" * 30, None),
-    ],
-)
-def test_the_number_that_a_text_ends_in(text: str, number: str | None) -> None:
-    assert final_number(text) == (None if number is None else Decimal(number))
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer", "tolerance", "same"),
-    [
-        ("1,000 in all", "#### 1000.0", 0, True),
-        ("1e3", "1000", 0, True),
-        ("12345678901234567890", "12345678901234567891", 0, False),
-        ("3.14", "3.14159", 0, False),
-        ("3.14", "3.14159", 0.001, True),
-        ("3.13", "3.14159", 0.001, False),
-        ("-5", "5", 0.5, False),
-        ("five", "5", 0, False),
-        ("5", "five", 0, False),
-        ("1e900000000000000000", "-9e900000000000000000", 0.1, False),
-        ("1e-900000000000000000", "0", 0, False),
-    ],
-)
-def test_numeric_match(reply: str, answer: str, tolerance: float, same: bool) -> None:
-    assert numeric_match(reply, answer, tolerance) is same
-
-
-def test_accuracy_by_hand() -> None:
-    texts = [["4", "it is 5"], ["Yes."], ["7", "8"]]
-    assert prompt_accuracy(texts, ["4", "no", ["7", "8"]], numeric_match).tolist() == [0.5, 0, 1]
-    found = accuracy(texts, ["4", ["no", "YES"], "7"], exact_match, Bootstrap(["p", "p", "q"]))
-    assert found is not None and found.mean == pytest.approx((0.5 + 1 + 0.5) / 3) and found.n == 2
-    assert accuracy([[], []], ["4", "5"], exact_match, FEW) is None
-    with pytest.raises(ValueError, match="1 answers for 3 prompts"):
-        accuracy(texts, ["4"], exact_match, FEW)

@@ -4,8 +4,6 @@ import html.parser
 import io
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,11 @@ from rich.console import Console
 from rlhf.compare import page as page_module
 from rlhf.compare.answers import Answers
 from rlhf.compare.page import _ticks, charts, render_page
-from rlhf.compare.report import Study, build_report, number, percent, print_report, warnings
+from rlhf.compare.report import build_report
+from rlhf.compare.sentences import number, percent, warnings
 from rlhf.compare.statistics import Bootstrap
+from rlhf.compare.study import Study
+from rlhf.compare.terminal import print_report
 from rlhf.records import Prompt, Response
 
 EVIL = (
@@ -251,19 +252,6 @@ def test_contrast_is_enough(scheme: int) -> None:
     text += [("good-ink", "good"), ("cut", "panel"), ("accent", "paper")]
     assert all(ratio(*pair) >= 4.5 for pair in text)
     assert all(ratio(ink, "panel") >= 3 for ink in ("accent", "grey"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's chromium through playwright; skips where either is absent."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no browser test")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("chromium is not installed (apt-get install chromium): no browser test")
-    with sync_api.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def _opened(browser: Any, folder: Path, one: Study, width: int = 360) -> tuple[Any, list[str]]:

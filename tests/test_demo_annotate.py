@@ -18,7 +18,6 @@ from rlhf.records import Ranking, Task, read_jsonl, write_jsonl
 from rlhf.runs import read_run
 from tests.test_demo_rank import PROMPTS, responses_to
 
-CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 60_000  # milliseconds an expectation may take on a busy machine
 STAGE = """
 import sys
@@ -42,16 +41,11 @@ def inputs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def page() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is absent: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        opened = browser.new_page()
-        opened.set_default_timeout(PATIENCE)
-        yield opened
-        browser.close()
+def page(browser: Any) -> Iterator[Any]:
+    opened = browser.new_page()
+    opened.set_default_timeout(PATIENCE)
+    yield opened
+    opened.close()
 
 
 def start(folder: Path) -> tuple["subprocess.Popen[str]", str]:

@@ -16,23 +16,8 @@ from labeling_app.store.schema import adjudications
 from rlhf.ports import choose_port
 from tests.label_project import HOSTILE, Project, project
 
-CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 30_000  # milliseconds an expectation may take on a busy machine
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 TABS = ("Progress", "Agreement", "Annotators", "Disputes", "Export")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is absent: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=str(CHROMIUM), args=OPTIONS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

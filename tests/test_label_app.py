@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,8 @@ from labeling_app.tend import main as tend
 from rlhf.records import Prompt, Response, Task, to_json, write_jsonl
 from tests.label_server import LabelServer
 
-CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE = 60_000  # milliseconds an expectation may take on a busy machine
 PASSWORD = "correct horse battery"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install playwright")
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is absent: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        playwright.expect.set_options(timeout=PATIENCE)
-        yield opened
-        opened.close()
 
 
 def tasks(num: int) -> list[Task]:
@@ -67,6 +53,7 @@ class Annotator:
     def __init__(self, page: Any) -> None:
         from playwright.sync_api import expect
 
+        expect.set_options(timeout=PATIENCE)
         self.page, self.expect = page, expect
         self.submit = page.get_by_role("button", name=re.compile("^Submit"))
 

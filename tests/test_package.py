@@ -57,7 +57,7 @@ def test_a_wheel_works_in_an_empty_venv(tmp_path: Path) -> None:
     rlhf("prepare", "--config", "configs/prepare.yaml", "--input", "rows.jsonl", "--output_dir", "out")
     assert json.loads((elsewhere / "out" / "run.json").read_text())["finished"]
     for extra in (
-        "compare/report.html.jinja",
+        "compare/page/report.html.jinja",
         "compare/judge_prompts/general.txt",
         "compare/lexicons/toxicity.txt",
         "configs/templates/user_bot.jinja",

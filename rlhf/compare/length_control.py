@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from rlhf.compare.scale import around, cluster_numbers, drawn_counts, fit_logistic, percentile_ends
+from rlhf.compare.scale import around, cluster_numbers, fit_logistic, percentile_ends
 from rlhf.compare.statistics import Bootstrap
-from rlhf.intervals import Interval
+from rlhf.intervals import Interval, drawn_counts
 
 LENGTH = "length"
 DIFFICULTY = "difficulty"
@@ -199,7 +199,7 @@ def _resampled(
     sizes = np.append(np.ones(len(clusters)), np.full(2, len(clusters) / n))
     rows = np.append(clusters, [n, n + 1])
     parts = []
-    for counts in drawn_counts(n + 2, bootstrap):
+    for counts in drawn_counts(n + 2, bootstrap.num_bootstrap, bootstrap.seed):
         weights = counts[:, rows] * sizes  # (resamples, prompts and two more)
         again = widened.fit(weights, fitted)
         parts.append(np.column_stack([widened.rates(again, weights), again[:, 1:]]))

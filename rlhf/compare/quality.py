@@ -1,15 +1,13 @@
-"""What one policy's replies are like: repetition, diversity, length, whether they end, whether they are right.
+"""What one policy's replies are like: repetition, diversity, length, whether they end.
 
 A prompt's replies are averaged first and prompts are what intervals resample, as everywhere in this room.
 """
 
 import dataclasses
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, DecimalException
 from functools import cached_property
 
 import numpy as np
@@ -33,7 +31,6 @@ _BOUNDS: dict[str, tuple[float | None, float | None]] = {
 _SMOOTHING = 0.1  # matches that count for none: method 1 of Chen and Cherry 2014
 
 Tokens = Sequence[Hashable]  # words, or token ids
-Matches = Callable[[str, str], bool]
 
 
 # ---- Replies
@@ -257,86 +254,3 @@ def _bleu(matches: list[int], length: int, references: list[int]) -> float:
     logs = [math.log((match or _SMOOTHING) / (length - at)) for at, match in enumerate(matches)]
     closest = min(references, key=lambda other: (abs(other - length), other))
     return math.exp(min(0.0, 1 - closest / length) + math.fsum(logs) / len(logs))
-
-
-# ---- Known answers
-
-_NUMBER = re.compile(
-    r"(?:(?<![A-Za-z0-9_.])[-+\u2212])?(?<![A-Za-z0-9_.])"  # a sign, and no part of a name or a longer number
-    r"(?:\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
-)
-_OUTER = " \t\r\n.,;:!?\"'`*\u2018\u2019\u201c\u201d\u00ab\u00bb()[]{}\u3002\u3001\uff01\uff1f\u061f\u06d4\u0964"
-
-
-def accuracy(
-    texts: Sequence[Sequence[str]], answers: Sequence[str | Sequence[str]], matches: Matches, bootstrap: Bootstrap
-) -> Interval | None:
-    """The share of replies that are right, a prompt's replies averaged first; None where there are no replies.
-
-    Args:
-        texts: for each prompt its replies.
-        answers: for each prompt its known answer, or several of which one is enough.
-        matches: `exact_match` or `numeric_match`, or any (reply, answer) -> bool.
-
-    Raises ValueError where there is not an answer a prompt.
-    """
-    return _interval(prompt_accuracy(texts, answers, matches), (0.0, 1.0), bootstrap)
-
-
-def prompt_accuracy(
-    texts: Sequence[Sequence[str]], answers: Sequence[str | Sequence[str]], matches: Matches
-) -> NDArray[np.float64]:
-    """The share of each prompt's replies that are right, (prompts,); NaN for a prompt without replies."""
-    if len(texts) != len(answers):
-        raise ValueError(f"{len(answers)} answers for {len(texts)} prompts")
-    known = [[answer] if isinstance(answer, str) else list(answer) for answer in answers]
-    right = [
-        [float(any(matches(text, answer) for answer in accepted)) for text in row]
-        for row, accepted in zip(texts, known, strict=True)
-    ]
-    return np.array([_mean(row) for row in right])
-
-
-def exact_match(reply: str, answer: str) -> bool:
-    """Whether a reply is the answer: in any case, whatever spaces, and marks around it."""
-    return _plain(reply) == _plain(answer)
-
-
-def numeric_match(reply: str, answer: str, tolerance: float = 0.0) -> bool:
-    """Whether the number that a reply ends in is the answer's: 1,000 is 1000.0 and 1e3.
-
-    A reply's number is the first after its last `####` (GSM8K) or `\\boxed{`, else its last.
-
-    Args:
-        reply: any text.
-        answer: a text whose number is found likewise; without one nothing matches.
-        tolerance: how far off it may be, as a share of the answer's number.
-    """
-    found, wanted = final_number(reply), final_number(answer)
-    if found is None or wanted is None:
-        return False
-    try:
-        return found == wanted or (tolerance > 0 and abs(found - wanted) <= Decimal(tolerance) * abs(wanted))
-    except DecimalException:  # beyond any number that a computer holds
-        return False
-
-
-def final_number(text: str) -> Decimal | None:
-    """The number that a text ends in, see `numeric_match`; None where there is none."""
-    for sign in ("####", "\\boxed{"):
-        _, found, after = text.rpartition(sign)
-        if found and (first := _NUMBER.search(after)):
-            return _decimal(first.group())
-    numbers = _NUMBER.findall(text)
-    return _decimal(numbers[-1]) if numbers else None
-
-
-def _decimal(number: str) -> Decimal | None:
-    try:
-        return Decimal(number.replace(",", "").replace("\u2212", "-"))
-    except DecimalException:
-        return None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.strip(_OUTER).casefold().split())

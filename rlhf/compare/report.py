@@ -1,66 +1,15 @@
-"""report.json, the sentences in it, and the table on the terminal."""
+"""report.json: every number of a comparison."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from rlhf.compare.answers import Answers
-from rlhf.compare.judges import GOLD, PEOPLE, REWARD_MODEL, label
-from rlhf.compare.people import People, disagreements_with_people, uncounted_votes
-from rlhf.compare.statistics import UNDECIDED, Bootstrap, Pair, compare_pair, seen_from_the_other, win_rate
+from rlhf.compare.as_json import interval_numbers, plain
+from rlhf.compare.judges import GOLD, REWARD_MODEL
+from rlhf.compare.sections import SECTIONS
+from rlhf.compare.sentences import judge_sentence
+from rlhf.compare.statistics import Pair, compare_pair, seen_from_the_other, win_rate
+from rlhf.compare.study import Study
 from rlhf.intervals import Interval
-from rlhf.records import Prompt
-
-_FEW_PROMPTS = 30
-_MANY_UNFINISHED = 0.2
-# Digits kept in report.json: far below any interval's width, far above what differs between machines.
-_DIGITS = 6
-
-
-@dataclass(frozen=True)
-class Study:
-    """All that was measured: `scores` is by judge, (policies, prompts, responses), the deciding judge first.
-
-    `people` is what the labeling app's annotators say, where they were asked.
-    """
-
-    prompts: list[Prompt]
-    answers: list[Answers]
-    scores: dict[str, NDArray[np.float64]]
-    bootstrap: Bootstrap
-    settings: dict[str, Any]
-    people: People | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """The policies' names, the baseline first."""
-        return [answer.name for answer in self.answers]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How the policy `better` (that leads) stands against `other` before one judge, seen from its side."""
-
-    better: str
-    other: str
-    mean: float
-    low: float
-    high: float
-    n: int
-    verdict: str
-
-    @property
-    def decided(self) -> bool:
-        """Whether `better` is the better one by more than chance."""
-        return self.verdict == self.better
 
 
 def build_report(study: Study) -> dict[str, Any]:
@@ -80,7 +29,11 @@ def build_report(study: Study) -> dict[str, Any]:
     }
     if people is not None:
         report["people"] = people.numbers
-    return report | {"verdict": judge_sentence(report, study.settings["decided_by"])}
+    report["verdict"] = judge_sentence(report, study.settings["decided_by"])
+    for section in SECTIONS:
+        if (built := section.build(study, report)) is not None:
+            report[section.key] = built
+    return report
 
 
 def _policy_numbers(study: Study, at: int) -> dict[str, Any]:
@@ -95,7 +48,7 @@ def _policy_numbers(study: Study, at: int) -> dict[str, Any]:
         "win_rate": seen_from_the_other(win_rate(deciding[0], deciding[at], study.bootstrap)) if at else None,
         "finished": interval(answer.finished, (0.0, 1.0)),
     }
-    return {key: None if one is None else _interval_numbers(one) for key, one in numbers.items()}
+    return {key: None if one is None else interval_numbers(one) for key, one in numbers.items()}
 
 
 def _pair_numbers(pair: Pair) -> dict[str, Any]:
@@ -103,236 +56,7 @@ def _pair_numbers(pair: Pair) -> dict[str, Any]:
         "a": pair.a,
         "b": pair.b,
         "judge": pair.judge,
-        "win_rate": _interval_numbers(pair.win_rate),
-        "ties": round(pair.ties, _DIGITS),
+        "win_rate": interval_numbers(pair.win_rate),
+        "ties": plain(pair.ties),
         "verdict": pair.verdict,
     }
-
-
-def _interval_numbers(interval: Interval) -> dict[str, Any]:
-    def plain(value: float | None) -> float | None:
-        return None if value is None else round(float(value), _DIGITS) + 0.0  # no -0.0
-
-    return {
-        "mean": plain(interval.mean),
-        "low": plain(interval.low),
-        "high": plain(interval.high),
-        "n": interval.n,
-    }
-
-
-def judge_sentence(report: dict[str, Any], judge: str) -> str:
-    """What one judge says of all policies, as one plain sentence without a full stop."""
-    names = list(report["policies"])
-    if len(names) == 1:
-        return f"undecided: {names[0]} is the only policy, there is nothing to compare it with"
-    best = _best_standings(report, judge)
-    if len(names) == 2:
-        one, span = best[0], _span(report, best[0])
-        if one.decided:
-            return (
-                f"{one.better} beats {one.other} on {percent(one.mean)} of {_prompts(one.n)} by {label(judge)} ({span})"
-            )
-        return (
-            f"undecided: {one.better} wins {percent(one.mean)} of {_prompts(one.n)} against {one.other} "
-            f"by {label(judge)} ({span}, which holds 50%)"
-        )
-    told = "it wins " + _listed([_against(report, one, at == 0) for at, one in enumerate(best)])
-    if all(one.decided for one in best):
-        return f"{best[0].better} is the best by {label(judge)}: {told}"
-    return f"undecided: no policy beats all others by {label(judge)}; {best[0].better} comes closest, {told}"
-
-
-def people_sentences(report: dict[str, Any]) -> list[str]:
-    """What people say of each two policies that they judged: plain sentences without a full stop."""
-    return [_people_sentence(report, pair) for pair in report["pairs"] if pair["judge"] == PEOPLE]
-
-
-def _people_sentence(report: dict[str, Any], pair: dict[str, Any]) -> str:
-    better, other = (pair["a"], pair["b"]) if pair["win_rate"]["mean"] > 0.5 else (pair["b"], pair["a"])
-    one = _standing(report, PEOPLE, better, other)
-    votes, people = pair["num_votes"], pair["num_annotators"]
-    of = f"{votes:,} vote{'s' if votes != 1 else ''} of {people} annotator{'s' if people != 1 else ''}"
-    if one.decided:
-        return (
-            f"{better} beats {other} on {percent(one.mean)} of {_prompts(one.n)} by people ({_span(report, one)}; {of})"
-        )
-    return (
-        f"undecided: {better} wins {percent(one.mean)} of {_prompts(one.n)} against {other} by people "
-        f"({_span(report, one)}, which holds 50%; {of})"
-    )
-
-
-def _against(report: dict[str, Any], one: Standing, first: bool) -> str:
-    of = f" of {_prompts(one.n)}" if first else ""
-    end = "" if one.decided else f", {one.verdict}" if one.verdict == UNDECIDED else f", {one.other} is better"
-    return f"{percent(one.mean)}{of} against {one.other} ({_span(report, one)}{end})"
-
-
-def _span(report: dict[str, Any], one: Standing) -> str:
-    return f"{report['settings']['confidence']:.0%} interval {percent(one.low)} to {percent(one.high)}"
-
-
-def _best_standings(report: dict[str, Any], judge: str) -> list[Standing]:
-    """The leading policy against each other one: the leader beats most others, then has the highest win rate."""
-    names = list(report["policies"])
-    by_name = {name: [_standing(report, judge, name, other) for other in names if other != name] for name in names}
-
-    def lead(name: str) -> tuple[int, float]:
-        rows = by_name[name]
-        return sum(row.decided for row in rows), sum(row.mean for row in rows)
-
-    # Of two that lead alike, the later: the baseline is named second in a draw.
-    return by_name[max(reversed(names), key=lead)]
-
-
-def _standing(report: dict[str, Any], judge: str, better: str, other: str) -> Standing:
-    for pair in report["pairs"]:
-        if pair["judge"] == judge and {pair["a"], pair["b"]} == {better, other}:
-            rate = pair["win_rate"]
-            mean, low, high = rate["mean"], rate["low"], rate["high"]
-            if pair["a"] != better:
-                mean, low, high = 1 - mean, 1 - high, 1 - low
-            return Standing(better, other, mean, low, high, rate["n"], pair["verdict"])
-    raise KeyError((judge, better, other))
-
-
-def warnings(report: dict[str, Any]) -> list[str]:
-    """What a reader must know before trusting the verdict, most serious first."""
-    settings = report["settings"]
-    found = [*_disagreements(report), *disagreements_with_people(report), *uncounted_votes(report)]
-    if GOLD not in settings["judges"]:
-        found.append(
-            f"There is no gold here: the verdict is that of {label(settings['decided_by'])}, which policies may have "
-            "been trained to please. "
-            + (
-                "Read beside it what people say."
-                if people_sentences(report)
-                else "Have people rank some of these responses before you rely on it."
-            )
-        )
-    n = next(iter(report["policies"].values()))["length"]["n"]
-    if n < _FEW_PROMPTS:
-        found.append(f"Only {_prompts(n)}: few differences can be told at this size; 200 or more are usual.")
-    for name, numbers in report["policies"].items():
-        unfinished = 1 - numbers["finished"]["mean"]
-        if unfinished > _MANY_UNFINISHED:
-            found.append(
-                f"{percent(unfinished)} of the responses of {name} were cut at {settings['max_new_tokens']:,} tokens, "
-                "so judges saw unfinished text; raise max_new_tokens."
-            )
-        if numbers["kl"] is None:
-            found.append(
-                f"KL and length of {name} cannot be set against the others': its tokenizer is not that of "
-                f"{settings['reference']}."
-            )
-    return found
-
-
-def _disagreements(report: dict[str, Any]) -> list[str]:
-    """Where gold and the reward model see two policies differently: a sentence for each favourite."""
-    verdicts: dict[tuple[str, str], dict[str, str]] = {}
-    for pair in report["pairs"]:
-        verdicts.setdefault((pair["a"], pair["b"]), {})[pair["judge"]] = pair["verdict"]
-    opposed: dict[str, list[str]] = {}
-    doubtful: dict[str, list[str]] = {}
-    missed: dict[str, list[str]] = {}
-    for (a, b), by in verdicts.items():
-        gold, score = by.get(GOLD), by.get(REWARD_MODEL)
-        if gold is None or score is None or gold == score:
-            continue
-        favourite = score if score != UNDECIDED else gold
-        kind = doubtful if gold == UNDECIDED else missed if score == UNDECIDED else opposed
-        kind.setdefault(favourite, []).append(b if favourite == a else a)
-    return [
-        *(_opposed(report, favourite, others) for favourite, others in opposed.items()),
-        *(
-            f"The reward model prefers {favourite} to {_listed(others)}, gold cannot tell them apart: the gain in "
-            "score may not be a real one."
-            for favourite, others in doubtful.items()
-        ),
-        *(
-            f"Gold prefers {favourite} to {_listed(others)}, the reward model cannot tell them apart: it misses a gain "
-            "that is real."
-            for favourite, others in missed.items()
-        ),
-    ]
-
-
-def _opposed(report: dict[str, Any], favourite: str, others: list[str]) -> str:
-    by_score = [_standing(report, REWARD_MODEL, favourite, other) for other in others]
-    by_gold = [percent(_standing(report, GOLD, favourite, other).mean) for other in others]
-    liked = _listed([f"{one.other} ({percent(one.mean)} of prompts)" for one in by_score])
-    return (
-        f"The judges contradict each other on {favourite}: the reward model prefers it to {liked}; by gold it loses, "
-        f"with {_listed(by_gold)}. It has learned to please the reward model rather than to be better: do not choose "
-        "it by its score."
-    )
-
-
-def _prompts(n: int) -> str:
-    """`1 prompt`, `2 prompts`."""
-    return f"{n:,} prompt{'s' if n != 1 else ''}"
-
-
-def percent(share: float) -> str:
-    """A share as a percentage: whole, with one digit where whole would claim all, none or exactly half."""
-    whole = f"{share:.0%}"
-    claims_too_much = whole in ("0%", "50%", "100%") and abs(share - float(whole[:-1]) / 100) > 5e-5
-    return f"{share:.1%}" if claims_too_much else whole
-
-
-def number(value: float, beside: float | None = None) -> str:
-    """A number for people, to the digits that count; `beside` is the largest that it stands with."""
-    size = max(abs(value), abs(beside or 0.0))
-    if 0 < size < 0.01:
-        return f"{value:.2g}"
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 20 else f"{value:.2f}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def print_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """The verdict, what qualifies it, and a table of the policies, on the terminal."""
-    console = console or Console()
-    judges = report["settings"]["judges"]
-    columns = {"win_rate": f"win rate by {label(judges[0])}", "gold": "gold", "score": "score", "kl": "KL (nats)"}
-    columns |= {"length": "length (tokens)", "finished": "finished"}
-    shown = [key for key in columns if any(numbers[key] for numbers in report["policies"].values())]
-    table = Table("policy", *(columns[key] for key in shown), box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, numbers in report["policies"].items():
-        table.add_row(Text(name), *(cell(numbers[key], key, "\n") for key in shown))
-    console.print(table)
-    for judge in judges:
-        console.print(f"{judge_sentence(report, judge)}.", markup=False, highlight=False, soft_wrap=True)
-    for sentence in people_sentences(report):
-        console.print(f"{sentence}.", markup=False, highlight=False, soft_wrap=True)
-    for warning in warnings(report):
-        console.print(f"! {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def cell(interval: dict[str, Any] | None, key: str, between: str = " ") -> str:
-    """A mean with its interval as a table shows it."""
-    if interval is None:
-        return "-"
-    return f"{shown_mean(interval, key)}{between}{shown_span(interval, key)}"
-
-
-def shown_mean(interval: dict[str, Any], key: str) -> str:
-    """The mean, as a percentage where it is a share."""
-    return _shown(interval, key, interval["mean"])
-
-
-def shown_span(interval: dict[str, Any], key: str) -> str:
-    """The interval's ends, or that they are unknown."""
-    if interval["low"] is None or interval["high"] is None:
-        return "interval unknown"
-    return f"{_shown(interval, key, interval['low'])} to {_shown(interval, key, interval['high'])}"
-
-
-def _shown(interval: dict[str, Any], key: str, value: float) -> str:
-    if key in ("win_rate", "finished"):
-        return percent(value)
-    return number(value, max(abs(interval[end] or 0.0) for end in ("mean", "low", "high")))

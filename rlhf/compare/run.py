@@ -12,8 +12,11 @@ from rlhf.compare.answers import Questions, answer_all, same_place
 from rlhf.compare.judges import GOLD, REWARD_MODEL, check_judges, in_order, score_texts
 from rlhf.compare.page import render_page
 from rlhf.compare.people import ask_people, gather
-from rlhf.compare.report import Study, build_report, print_report
+from rlhf.compare.report import build_report
+from rlhf.compare.sections import SECTIONS
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
+from rlhf.compare.study import Context, Study
+from rlhf.compare.terminal import print_report
 from rlhf.config import as_dict
 from rlhf.data.split import check_splits, prompt_key
 from rlhf.errors import UserError
@@ -108,7 +111,9 @@ def run(
         bootstrap = Bootstrap(clusters, settings.confidence, settings.num_bootstrap, settings.seed)
         said = None if votes is None else ask_people(votes, answers, bootstrap)
         recorded = _recorded(settings, policies, reference, judges, prompts)
-        study = Study(prompts, answers, scores, bootstrap, recorded, said)
+        context = Context(config, policies, reference, questions, answers, judges, scores, bootstrap, to.path)
+        measured = {section.key: section.measure(context) for section in SECTIONS}
+        study = Study(prompts, answers, scores, bootstrap, recorded, said, measured)
         report = build_report(study)
         write_whole(to.path / "report.json", [json.dumps(report, indent=2, ensure_ascii=False), "\n"])
         write_whole(to.path / "report.html", [render_page(study, report)])

@@ -22,6 +22,7 @@ TEMPLATES = ("general", "reference")
 _PLACES = ("prompt", "response_a", "response_b", "reference")
 _PLACE = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
+_NAMED: dict[str, Verdict] = {"A": "A", "B": "B", "C": "C", "TIE": "C"}
 _VERDICT = re.compile(r"\[\[\s*(A|B|C|tie)\s*\]\]", re.IGNORECASE)
 # What may stand before the verdict in its line: markdown, and words that announce it. Anything else, quotes
 # too, may be about a response: `Response B says [[B]]`, `"[[B]]" is no argument`.
@@ -108,10 +109,10 @@ def parse_verdict(text: str) -> Verdict | None:
     if not lines:
         return None
     found = list(_VERDICT.finditer(lines[-1]))
-    verdicts = {match[1].upper().replace("TIE", "C") for match in found}
+    verdicts: set[Verdict] = {_NAMED[match[1].upper()] for match in found}
     if len(verdicts) != 1 or not _LEAD.fullmatch(lines[-1], 0, found[0].start()):
         return None
-    return verdicts.pop()  # type: ignore[return-value]
+    return verdicts.pop()
 
 
 def combine(first: Verdict | None, second: Verdict | None) -> float:

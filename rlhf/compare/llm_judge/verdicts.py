@@ -91,4 +91,5 @@ def summarise(verdicts: Sequence[PairVerdict]) -> JudgeSummary:
 def total(values: Iterable[Number | None]) -> Number | None:
     """The sum, None where a part of it is unknown."""
     known = list(values)
+    # `sum` begins with an int, which types do not let pass for a float.
     return None if None in known else sum(known)  # type: ignore[return-value, arg-type]

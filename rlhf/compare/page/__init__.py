@@ -17,8 +17,8 @@ import numpy as np
 from markupsafe import Markup
 
 from rlhf.compare.judges import GOLD, REWARD_MODEL, label
-from rlhf.compare.report import (
-    Study,
+from rlhf.compare.sections import SECTIONS
+from rlhf.compare.sentences import (
     judge_sentence,
     number,
     people_sentences,
@@ -28,6 +28,7 @@ from rlhf.compare.report import (
     warnings,
 )
 from rlhf.compare.statistics import UNDECIDED, disagreements, winners
+from rlhf.compare.study import Study
 
 _HERE = Path(__file__).parent
 # Where a chart's scale begins and ends, in percent of its width, so that labels at the ends are not cut.
@@ -62,13 +63,14 @@ class Chart:
 def render_page(study: Study, report: dict[str, Any]) -> str:
     """The whole page as text; `report` is the content of report.json."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
+        loader=jinja2.FileSystemLoader([_HERE, _HERE.parent / "sections"]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": number, "judge": label}
+    shown = [section for section in SECTIONS if section.key in report]
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     return environment.get_template("report.html.jinja").render(
@@ -77,7 +79,8 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
         verdict=_sentence(report["verdict"]),
         sentences={name: _sentence(judge_sentence(report, name)) for name in report["settings"]["judges"]},
         people=[_sentence(sentence) for sentence in people_sentences(report)],
-        warnings=warnings(report),
+        warnings=[*warnings(report), *(line for section in shown for line in section.warnings(report))],
+        sections=[(section, section.view(report)) for section in shown],
         charts=charts(report),
         measures=_measures(report),
         shown_mean=shown_mean,
