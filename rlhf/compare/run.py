@@ -88,6 +88,8 @@ def run(
     _check_numbers(settings)
     prompts = _read_prompts(settings)
     judges = _check_judges(settings, judges, prompts)
+    for section in SECTIONS:
+        section.check(config, policies)
     votes = None if people is None else gather(*people)
     reference = settings.reference or next(iter(policies.values()))
     for path in {*policies.values(), reference}:
