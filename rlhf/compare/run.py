@@ -14,6 +14,7 @@ from rlhf.compare.page import render_page
 from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report
 from rlhf.compare.sections import SECTIONS
+from rlhf.compare.sections.frontier import FrontierConfig
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.compare.terminal import print_report
@@ -68,6 +69,7 @@ class Config(NamedTuple):
     """What `configs/compare.yaml` may hold."""
 
     compare: CompareConfig
+    frontier: FrontierConfig = FrontierConfig()
 
 
 def run(
