@@ -6,10 +6,10 @@ Every arm is a process of its own. An arm that fails or takes too long is writte
 seconds no other one starts. The JSON (ppo_gpu.json in $OUT, else in benchmarks/results/) is written after every arm.
 Weights are float32 and computing is bf16 under autocast, in both trainers; the reward model is bf16.
 
-What is counted. Rollout: a decode step reads all weights of the policy once, in bf16, but for its embeddings: bytes over
-seconds, against the bandwidth of a copy. Update: 6 operations a weight and token (prompts and replies) through policy and value
-model, 6 a weight of the output layer and token of a reply, each pass; attention and what is computed twice are not
-counted.
+What is counted. Rollout: a decode step reads all weights of the policy once, in bf16, but for its embeddings: bytes
+over seconds, against the bandwidth of a copy. Update: 6 operations a weight and token (prompts and replies) through
+policy and value model, 6 a weight of the output layer and token of a reply, each pass; attention and what is computed
+twice are not counted.
 """
 
 import argparse
@@ -122,8 +122,8 @@ def _operations(size: Size, job: dict[str, Any], row: dict[str, Any]) -> float:
 def table(results: dict[str, Any]) -> str:
     """In Markdown."""
     lines = [
-        "| arm | episodes/s | rollout tokens/s | update tokens/s | rollout s | scoring s | update s | peak GiB | above load "
-        "| share of bandwidth | share of FLOPs |",
+        "| arm | episodes/s | rollout tokens/s | update tokens/s | rollout s | scoring s | update s | peak GiB "
+        "| above load | share of bandwidth | share of FLOPs |",
         "| --- " * 11 + "|",
     ]
     for name, row in results.items():

@@ -1,4 +1,4 @@
-"""What benchmarks/ppo_gpu.py runs on: Qwen2-shaped models of random weights, made on the device, the same in every arm."""
+"""What benchmarks/ppo_gpu.py runs on: Qwen2-shaped models of random weights, made on the device, alike in all arms."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,7 +63,7 @@ def make_inputs(size: Size, ends: bool, value: bool, device: str, seed: int = 0)
     config.num_labels = 1
     torch.manual_seed(seed)
     with torch.device(device):
-        policy = Qwen2ForCausalLM(config)
+        policy: Any = Qwen2ForCausalLM(config)
         value_model = Qwen2ForSequenceClassification(config) if value else None
         reward = Qwen2ForSequenceClassification(config).to(torch.bfloat16)
     policy.to("cpu")

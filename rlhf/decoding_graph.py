@@ -2,10 +2,11 @@
 
 A step of a language model is hundreds of small kernels, and on a GPU it takes longer to start them one by one
 than to run them. A graph starts them all at once. It wants every tensor in one place and of one shape: keys and
-values fill a buffer of the final length behind a mask, and the step moves the place where it writes itself. Rows that have
-ended stay until half of them have; then the rest is put together and recorded again.
+values fill a buffer of the final length behind a mask, and the step itself moves the place where it writes. Rows that
+have ended stay until half of them have; then the rest is put together and recorded again.
 
-The same replies as rlhf/decoding.py draws, but for rounding. On a CPU the step runs as it is (tests/test_decoding_graph.py).
+The same replies as rlhf/decoding.py draws, but for rounding. On a CPU the step runs as it is, which is how
+tests/test_decoding_graph.py holds it.
 """
 
 from collections.abc import Callable
@@ -33,18 +34,20 @@ class _Fixed(DynamicLayer):
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
             shape = (*key_states.shape[:2], self.capacity, key_states.shape[3])
-            # Zeros and not whatever was there: a masked NaN is still one.
+            # Zeros, and not whatever was there: a masked NaN is still one.
             self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
             self.keys[:, :, : key_states.shape[2]] = key_states
             self.values[:, :, : value_states.shape[2]] = value_states
             self.filled = True
             return key_states, value_states
+        assert self.keys is not None and self.values is not None
         self.keys.index_copy_(2, self.at, key_states)
         self.values.index_copy_(2, self.at, value_states)
         return self.keys, self.values
 
     def keep(self, rows: Tensor) -> None:
         """Leave only these rows."""
+        assert self.keys is not None and self.values is not None
         self.keys, self.values = self.keys[rows].contiguous(), self.values[rows].contiguous()
 
 
@@ -87,7 +90,8 @@ class FixedDecoder:
         self.at = torch.tensor([width], device=device)  # where the next keys and values go
         self.t = torch.zeros(1, dtype=torch.long, device=device)  # the token of the reply that is drawn next
         self.cache = DynamicCache(config=config)
-        self.cache.layers = [_Fixed(self.capacity, self.at) for _ in self.cache.layers]
+        layers: Any = [_Fixed(self.capacity, self.at) for _ in self.cache.layers]
+        self.cache.layers = layers
         self.tokens = torch.zeros(batch, uniforms.shape[1], dtype=torch.long, device=device)
         self.ended = torch.zeros(batch, dtype=torch.bool, device=device)
         positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from torch import Tensor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from rlhf.decoding import decode
 from rlhf.ppo.config import PPOConfig
@@ -47,7 +48,7 @@ def make_engine(
 ) -> Engine:
     """The engine that the settings name."""
     if args.engine == "hf":
-        return HFEngine(stop_ids, args.temperature, args.generation_batch_size, _can_record(args, policy))
+        return HFEngine(stop_ids, args.temperature, args.generation_batch_size, _can_record(args))
     from rlhf.ppo.vllm_engine import VLLMEngine
 
     if args.engine == "vllm_server":
@@ -70,6 +71,6 @@ def make_engine(
     )
 
 
-def _can_record(args: PPOConfig, policy: Any) -> bool:
-    """ZeRO-3's weights move between two rollouts, and a graph remembers where they were."""
-    return args.decode_graphs and not any(hasattr(parameter, "ds_id") for parameter in policy.parameters())
+def _can_record(args: PPOConfig) -> bool:
+    """Not under ZeRO-3: its weights are moved about by hooks, and a graph remembers where they were."""
+    return args.decode_graphs and not is_deepspeed_zero3_enabled()

@@ -124,8 +124,8 @@ def kept_hidden(model: Any, input_ids: Tensor, keep: Tensor) -> Tensor:
 def token_logps(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """log softmax(logits(hidden)/temperature) at the targets, `(tokens,)`, float32.
 
-    Never more than MAX_LOGITS logits at a time (on a GPU MAX_LOGITS_GPU): longer inputs go in pieces, whose logits are made
-    again in the backward pass instead of kept.
+    Never more than MAX_LOGITS logits at a time (on a GPU MAX_LOGITS_GPU): longer inputs go in pieces, whose logits
+    are made again in the backward pass instead of kept.
     """
 
     def piece(hidden: Tensor, targets: Tensor) -> Tensor:
