@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from rlhf.decoding_graph import FixedDecoder, can_be_fixed
 from rlhf.errors import UserError
 
 # Rounding in 16 bits moves a draw close to a boundary to its neighbour.
@@ -28,6 +29,7 @@ def decode(
     stop_ids: Collection[int],
     temperature: float,
     batch_size: int,
+    graphs: bool = True,
 ) -> list[list[int]]:
     """One reply a prompt: ids up to the end-of-turn token, that included where there is one.
 
@@ -38,6 +40,7 @@ def decode(
         stop_ids: tokens that end a reply.
         temperature: what logits are divided by; 0 takes the likeliest token. No top-k, no top-p.
         batch_size: replies at a time.
+        graphs: on a GPU, record a step as a CUDA graph where the model allows it (rlhf/decoding_graph.py).
     """
     if "past_key_values" not in inspect.signature(trunk(policy).forward).parameters:
         raise UserError(
@@ -48,7 +51,9 @@ def decode(
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = _decode_batch(policy, [prompts[row] for row in rows], uniforms[rows], sorted(stop_ids), temperature)
+        batch = _decode_batch(
+            policy, [prompts[row] for row in rows], uniforms[rows], sorted(stop_ids), temperature, graphs
+        )
         for row, ids in zip(rows, batch, strict=True):
             replies[row] = cut(ids, stop_ids)
     return replies
@@ -87,7 +92,7 @@ def check_decoding(
 
 
 def _decode_batch(
-    policy: Any, prompts: list[list[int]], uniforms: Tensor, stop_ids: list[int], temperature: float
+    policy: Any, prompts: list[list[int]], uniforms: Tensor, stop_ids: list[int], temperature: float, graphs: bool
 ) -> list[list[int]]:
     device = policy.get_input_embeddings().weight.device
     body, logits = trunk(policy), logits_of(policy)
@@ -100,9 +105,12 @@ def _decode_batch(
         input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, : width - len(prompt)] = 0
     input_ids, mask = input_ids.to(device), mask.to(device)
-    positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
     takes_positions = "position_ids" in inspect.signature(body.forward).parameters
-    cache = rollout_cache(policy.config.get_text_config(), width + length)
+    config = policy.config.get_text_config()
+    if graphs and device.type == "cuda" and takes_positions and can_be_fixed(config):
+        return FixedDecoder(body, logits, draw, config, input_ids, mask, uniforms, stops, temperature).run()
+    positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
+    cache = rollout_cache(config, width + length)
 
     tokens = torch.zeros(len(prompts), length, dtype=torch.long, device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)

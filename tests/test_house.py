@@ -22,7 +22,7 @@ ROWS = [
     ["rlhf.generate"],
     ["rlhf.models"],
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding"],
-    ["rlhf.config"],
+    ["rlhf.config", "rlhf.decoding_graph"],
     ["rlhf.records"],
     ["rlhf.errors", "rlhf.hardware"],
 ]  # fmt: skip

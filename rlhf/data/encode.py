@@ -76,7 +76,10 @@ class Encoder:
 
     def reply_ids(self, messages: Messages, reply: str) -> list[int]:
         """The reply as ids, from where the open prompt ends to the end of the turn, that included."""
-        prompt = self.prompt_text(messages)
+        return self._reply_ids(messages, self.prompt_text(messages), reply)
+
+    def _reply_ids(self, messages: Messages, prompt: str, reply: str) -> list[int]:
+        """`prompt` is the open conversation's text: rendered once for all replies to it."""
         whole = self._render([*messages, {"role": "assistant", "content": reply}])
         if not whole.startswith(prompt):
             raise UserError(
@@ -97,8 +100,9 @@ class Encoder:
         Returns `(prompt_ids, [reply_ids, ...])`. A reply longer than three quarters of the context
         loses its end, and keeps its end of turn. None where not even one turn of prompt would be left.
         """
-        prompt = self.prompt_ids(messages)
-        encoded = [self.reply_ids(messages, reply) for reply in replies]
+        text = self.prompt_text(messages)
+        prompt = self._ids(text)
+        encoded = [self._reply_ids(messages, text, reply) for reply in replies]
         cut.num_examples += 1
         if max_length is None:
             return prompt, encoded
@@ -110,7 +114,7 @@ class Encoder:
                 cut.num_tokens_cut += len(ids) - keep
                 encoded[index] = [*ids[: keep - 1], ids[-1]]
         space = max_length - max(len(ids) for ids in encoded)
-        fitted = self.fit_prompt(messages, space, cut)
+        fitted = prompt if len(prompt) <= space else self.fit_prompt(messages, space, cut)
         if not fitted:
             cut.num_dropped += 1
             return None

@@ -59,6 +59,11 @@ class Checkpoints(Trainer):
         if networks.kind == "adapter":
             networks.policy.save_pretrained(value, state_dict=parts["policy"], selected_adapters=[VALUE_ADAPTER])
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's, so that on the Hub the policy is found under what made it."""
+        kwargs["tags"] = [*(kwargs.get("tags") or []), "rlhf", "ppo"]
+        super().create_model_card(*args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder, networks = Path(resume_from_checkpoint), self.model
         if hasattr(networks.policy, "peft_config"):

@@ -63,6 +63,9 @@ class PPOConfig(TrainingArguments):
     vllm_enable_sleep_mode: bool = field(
         default=False, metadata={"help": "vllm_colocate: free its memory during updates; each round sends the weights."}
     )
+    decode_graphs: bool = field(
+        default=True, metadata={"help": "hf on a GPU: record the step of the decode loop as a CUDA graph."}
+    )
 
     # Scores.
     reward_weights: list[float] | None = field(default=None, metadata={"help": "One a reward function; default 1."})

@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from torch import Tensor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from rlhf.decoding import decode
 from rlhf.ppo.config import PPOConfig
@@ -31,14 +32,15 @@ class HFEngine:
     logps: list[list[float]] | None = None
     own_weights = False
 
-    def __init__(self, stop_ids: set[int], temperature: float, batch_size: int) -> None:
+    def __init__(self, stop_ids: set[int], temperature: float, batch_size: int, graphs: bool = True) -> None:
         self.stop_ids = stop_ids
         self.temperature = temperature
         self.batch_size = batch_size
+        self.graphs = graphs
 
     def generate(self, policy: Any, prompts: list[list[int]], uniforms: Tensor) -> list[list[int]]:
         """See Engine."""
-        return decode(policy, prompts, uniforms, self.stop_ids, self.temperature, self.batch_size)
+        return decode(policy, prompts, uniforms, self.stop_ids, self.temperature, self.batch_size, self.graphs)
 
 
 def make_engine(
@@ -46,7 +48,7 @@ def make_engine(
 ) -> Engine:
     """The engine that the settings name."""
     if args.engine == "hf":
-        return HFEngine(stop_ids, args.temperature, args.generation_batch_size)
+        return HFEngine(stop_ids, args.temperature, args.generation_batch_size, _can_record(args))
     from rlhf.ppo.vllm_engine import VLLMEngine
 
     if args.engine == "vllm_server":
@@ -67,3 +69,8 @@ def make_engine(
     return VLLMEngine(
         args.engine, policy, accelerator, tokenizer, stop_ids, args.max_new_tokens, args.temperature, **settings
     )
+
+
+def _can_record(args: PPOConfig) -> bool:
+    """Not under ZeRO-3: its weights are moved about by hooks, and a graph remembers where they were."""
+    return args.decode_graphs and not is_deepspeed_zero3_enabled()

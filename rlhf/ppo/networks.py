@@ -14,6 +14,7 @@ from rlhf.errors import UserError
 
 # Logits held at a time: more are computed in pieces, and once again in the backward pass.
 MAX_LOGITS = 2**24
+MAX_LOGITS_GPU = 2**28  # 1 GB in float32; a GPU is idle on pieces of a hundred tokens
 VALUE_ADAPTER = "value"
 
 
@@ -123,14 +124,14 @@ def kept_hidden(model: Any, input_ids: Tensor, keep: Tensor) -> Tensor:
 def token_logps(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """log softmax(logits(hidden)/temperature) at the targets, `(tokens,)`, float32.
 
-    Never more than MAX_LOGITS logits at a time: longer inputs go in pieces, whose logits are made
-    again in the backward pass instead of kept.
+    Never more than MAX_LOGITS logits at a time (on a GPU MAX_LOGITS_GPU): longer inputs go in pieces, whose logits
+    are made again in the backward pass instead of kept.
     """
 
     def piece(hidden: Tensor, targets: Tensor) -> Tensor:
         return -nn.functional.cross_entropy(_scaled(logits(hidden), temperature), targets, reduction="none")
 
-    size = max(1, MAX_LOGITS // _vocabulary(logits, hidden))
+    size = _piece(logits, hidden)
     if len(hidden) <= size:
         return piece(hidden, targets)
     pieces = zip(hidden.split(size), targets.split(size), strict=True)
@@ -141,7 +142,7 @@ def token_logps(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Ten
 
 def token_entropy(logits: Callable[[Tensor], Tensor], hidden: Tensor, temperature: float) -> Tensor:
     """The entropy of each token's distribution in nats, `(tokens,)`."""
-    size = max(1, MAX_LOGITS // _vocabulary(logits, hidden))
+    size = _piece(logits, hidden)
     return torch.cat([_entropy(_scaled(logits(part), temperature)) for part in hidden.split(size)])
 
 
@@ -155,9 +156,11 @@ def _entropy(logits: Tensor) -> Tensor:
     return -(logps.exp() * logps).sum(-1)
 
 
-def _vocabulary(logits: Callable[[Tensor], Tensor], hidden: Tensor) -> int:
+def _piece(logits: Callable[[Tensor], Tensor], hidden: Tensor) -> int:
+    """How many tokens' logits are made at a time."""
     with torch.no_grad():
-        return logits(hidden[:1]).shape[-1] if len(hidden) else 1
+        vocabulary = logits(hidden[:1]).shape[-1] if len(hidden) else 1
+    return max(1, (MAX_LOGITS_GPU if hidden.is_cuda else MAX_LOGITS) // vocabulary)
 
 
 def disable_dropout(model: nn.Module) -> None:
