@@ -127,14 +127,7 @@ def work(tasks: Sequence[Task], settings: RankConfig, url: str) -> list[Ranking]
     def job(connection: Connection) -> None:
         for name, (overlap, part) in parts.items():
             load_tasks(connection, name, part, "task", SetRules(overlap), FIRST_DAY)
-        everybody = {a: add_person(connection, a.name, "annotator", None, FIRST_DAY) for a in ANNOTATORS}
-        clock = dict.fromkeys(everybody, FIRST_DAY)
-        by_id = {task.id: task for task in tasks}
-        while everybody:
-            for annotator in rng.sample(list(everybody), len(everybody)):  # who is quick to ask is chance
-                clock[annotator] += _answer_next(
-                    connection, annotator, everybody, by_id, settings.seed, clock[annotator]
-                )
+        let_everybody_answer(connection, tasks, settings.seed, rng)
 
     store = Store(url)
     try:
@@ -142,6 +135,22 @@ def work(tasks: Sequence[Task], settings: RankConfig, url: str) -> list[Ranking]
         return store.read(read_labels).rankings
     finally:
         store.close()
+
+
+def let_everybody_answer(
+    connection: Connection, tasks: Sequence[Task], seed: int, rng: Random, most: int | None = None
+) -> None:
+    """The annotators ask for the tasks that the store holds and answer them, until none or `most` are answered."""
+    everybody = {a: add_person(connection, a.name, "annotator", None, FIRST_DAY) for a in ANNOTATORS}
+    clock = dict.fromkeys(everybody, FIRST_DAY)
+    by_id = {task.id: task for task in tasks}
+    answered = 0
+    while everybody:
+        for annotator in rng.sample(list(everybody), len(everybody)):  # who is quick to ask is chance
+            if answered == most:
+                return
+            clock[annotator] += _answer_next(connection, annotator, everybody, by_id, seed, clock[annotator])
+            answered += annotator in everybody
 
 
 def _answer_next(

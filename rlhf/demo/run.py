@@ -11,7 +11,7 @@ from rlhf.loop import STAGES, run_recipe
 from rlhf.records import Run
 
 # The demo's own stages beside the common ones; only here do annotators come from code.
-DEMO_STAGES = {"demo-write": "rlhf.demo.write", "demo-rank": "rlhf.demo.rank"}
+DEMO_STAGES = {"demo-write": "rlhf.demo.write", "demo-rank": "rlhf.demo.rank", "demo-vote": "rlhf.demo.vote"}
 RECIPE = "configs/recipes/demo.yaml"
 
 
