@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 from typing import Any
-from xml.sax.saxutils import escape
+
+from svg import FAINT, GRID, INK, line, mark, text
 
 # Okabe and Ito's colours: told apart by those who see fewer, on white and in grey; and a shape each.
 _ARMS = {
@@ -16,7 +17,6 @@ KNOBS = {"ppo": "kl_coef", "dpo": "beta"}
 _X_TICKS = (0, 0.5, 1, 2, 4, 8, 16, 32, 64)
 _WIDTH, _HEIGHT = 980, 560
 _TOP, _BOTTOM, _LEFT, _PANEL, _GAP = 112, 92, 66, 410, 62
-_INK, _FAINT, _GRID = "#1a1a1a", "#595959", "#e6e6e6"
 _ZERO = "#b0b0b0"  # as likely positive as negative
 
 
@@ -58,25 +58,25 @@ def draw(points: list[dict[str, Any]], seed: int) -> str:
 
 def _axes(panel: _Panel, name: str, first: bool) -> list[str]:
     right, floor = panel.left + _PANEL, _HEIGHT - _BOTTOM
-    parts = [_text(panel.left, _TOP - 14, _PANELS[name], weight="bold", size=14)]
+    parts = [text(panel.left, _TOP - 14, _PANELS[name], weight="bold", size=14)]
     step = next(step for step in (0.1, 0.2, 0.25, 0.5, 1, 2, 5) if (panel.high - panel.low) / step <= 8)
     tick = step * math.ceil(panel.low / step) + 0.0  # no minus zero
     while tick <= panel.high:
         y = panel.y(tick)
-        parts.append(_line(panel.left, y, right, y, _ZERO if tick == 0 else _GRID))
-        parts.append(_text(panel.left - 8, y + 4.5, f"{tick:g}", _FAINT, "end"))
+        parts.append(line(panel.left, y, right, y, _ZERO if tick == 0 else GRID))
+        parts.append(text(panel.left - 8, y + 4.5, f"{tick:g}", FAINT, "end"))
         tick = round(tick + step, 6)
     for kl in _X_TICKS:
         if kl <= panel.most_kl:
             x = panel.x(kl)
-            parts += [_line(x, floor, x, floor + 5, _INK), _text(x, floor + 20, f"{kl:g}", _FAINT, "middle")]
-    parts += [_line(panel.left, floor, right, floor, _INK)]
+            parts += [line(x, floor, x, floor + 5, INK), text(x, floor + 20, f"{kl:g}", FAINT, "middle")]
+    parts += [line(panel.left, floor, right, floor, INK)]
     label = "KL(policy || start), nats a reply, square-root scale"
-    parts.append(_text(panel.left + _PANEL / 2, floor + 46, label, anchor="middle"))
+    parts.append(text(panel.left + _PANEL / 2, floor + 46, label, anchor="middle"))
     if first:
         x, y = panel.left - 46, (_TOP + floor) / 2
         label = "mean score of held-out replies, log-odds of positive"
-        parts.append(f'<g transform="rotate(-90 {x} {y})">{_text(x, y, label, anchor="middle")}</g>')
+        parts.append(f'<g transform="rotate(-90 {x} {y})">{text(x, y, label, anchor="middle")}</g>')
     return parts
 
 
@@ -92,13 +92,13 @@ def _curves(panel: _Panel, name: str, points: list[dict[str, Any]], start: dict[
                 x, y = panel.x(point["kl"]["mean"]), panel.y(point[name]["mean"])
                 low, high = (panel.y(point[name][end]) for end in ("low", "high"))
                 left, right = (panel.x(point["kl"][end]) for end in ("low", "high"))
-                under += [_line(x, low, x, high, colour), _line(left, y, right, y, colour)]
-                over.append(_mark(x, y, shape, colour, filled=point["last"]))
+                under += [line(x, low, x, high, colour), line(left, y, right, y, colour)]
+                over.append(mark(x, y, shape, colour, filled=point["last"]))
     return under + over
 
 
 def _legend(points: list[dict[str, Any]], seed: int) -> list[str]:
-    parts = [_text(_LEFT, 30, "What a nat of KL buys: PPO, DPO and best-of-n from one start", size=17, weight="bold")]
+    parts = [text(_LEFT, 30, "What a nat of KL buys: PPO, DPO and best-of-n from one start", size=17, weight="bold")]
     x = float(_LEFT)
     for arm, (label, colour, shape) in _ARMS.items():
         settings = list(dict.fromkeys(point["setting"] for point in points if point["arm"] == arm))
@@ -106,12 +106,12 @@ def _legend(points: list[dict[str, Any]], seed: int) -> list[str]:
             label = f"{label}, {KNOBS[arm]} {' and '.join(f'{setting:g}' for setting in settings)}"
         else:
             label = f"{label} {settings[0]}, {settings[1]}, ... {settings[-1]}, KL at its upper bound"
-        parts += [_line(x, 56, x + 26, 56, colour, 1.6), _mark(x + 13, 56, shape, colour, filled=True)]
-        parts.append(_text(x + 34, 60.5, label))
+        parts += [line(x, 56, x + 26, 56, colour, 1.6), mark(x + 13, 56, shape, colour, filled=True)]
+        parts.append(text(x + 34, 60.5, label))
         x += 62 + 6.4 * len(label)
     note = f"Seed {seed}. Filled: a finished run; hollow: its checkpoints; dotted: nothing measured between. "
     note += "Bars: 95% intervals over prompts."
-    return [*parts, _text(_WIDTH - 36, _HEIGHT - 12, note, _FAINT, "end", size=12)]
+    return [*parts, text(_WIDTH - 36, _HEIGHT - 12, note, FAINT, "end", size=12)]
 
 
 def _path(panel: _Panel, name: str, points: list[dict[str, Any]], colour: str, dashed: bool = False) -> str:
@@ -119,33 +119,3 @@ def _path(panel: _Panel, name: str, points: list[dict[str, Any]], colour: str, d
     ends = " ".join(f"{panel.x(p['kl']['mean']):.1f},{panel.y(p[name]['mean']):.1f}" for p in points)
     style = 'stroke-dasharray="3 4" opacity="0.6"' if dashed else 'opacity="0.75"'
     return f'<polyline points="{ends}" fill="none" stroke="{colour}" stroke-width="1.6" {style}/>'
-
-
-def _mark(x: float, y: float, shape: str, colour: str, filled: bool) -> str:
-    size = 5.0 if filled else 3.6
-    style = f'fill="{colour if filled else "#ffffff"}" stroke="{colour}" stroke-width="1.6"'
-    if shape == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" {style}/>'
-    if shape == "square":
-        half = size * 0.85
-        return f'<rect x="{x - half:.1f}" y="{y - half:.1f}" width="{2 * half:.1f}" height="{2 * half:.1f}" {style}/>'
-    corners = [(x, y - 1.25 * size), (x + 1.15 * size, y + 0.85 * size), (x - 1.15 * size, y + 0.85 * size)]
-    return f'<polygon points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in corners)}" {style}/>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1.0) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="{colour}" stroke-width="{width}"/>'
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    colour: str = _INK,
-    anchor: str = "start",
-    size: float = 13,
-    weight: str = "normal",
-) -> str:
-    style = f'fill="{colour}" text-anchor="{anchor}" font-size="{size:g}" font-weight="{weight}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'
