@@ -15,11 +15,11 @@ VERSION = "1.12.0"
 FOLDER = Path("runs/trl-1.12")
 
 
-def install(folder: Path = FOLDER) -> Path:
+def install(folder: Path = FOLDER, version: str = VERSION) -> Path:
     """Make the folder where it is missing; returns it."""
-    if not (folder / f"trl-{VERSION}.dist-info").exists():
+    if not (folder / f"trl-{version}.dist-info").exists():
         command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "-q", "--no-deps"]
-        subprocess.run([*command, "--target", str(folder), f"trl=={VERSION}"], check=True)
+        subprocess.run([*command, "--target", str(folder), f"trl=={version}"], check=True)
     return folder
 
 
