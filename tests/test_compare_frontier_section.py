@@ -1,6 +1,7 @@
 """reward against KL in the report: checkpoints, sweeps and best-of-n of tiny policies; words of figures by hand."""
 
 import dataclasses
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from rlhf.compare import answers as answers_module
 from rlhf.compare.frontier.candidates import checkpoints, differing_settings, find_candidates
@@ -17,6 +19,7 @@ from rlhf.compare.frontier.words import sentences, view, warnings
 from rlhf.compare.report import build_report
 from rlhf.compare.run import CompareConfig, Config, run
 from rlhf.compare.sections.frontier import FrontierConfig
+from rlhf.compare.terminal import print_report
 from rlhf.errors import UserError
 from rlhf.records import Messages, Prompt, Response, Run, read_jsonl, write_jsonl
 from tests.frontier_cases import noisy, point
@@ -286,6 +289,9 @@ def test_equal_kl_in_words() -> None:
     assert sentences(report) == [
         "at equal KL (2.00 to 3.00 nats) dpo has 0.25 more gold than ppo (95% interval 0.25 to 0.25; n = 40 prompts)"
     ]
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=200))
+    assert "\nat equal KL (2.00 to 3.00 nats) dpo has 0.25 more gold than ppo" in out.getvalue()
     # ppo wins on every prompt, 4 nats away from the start where dpo is 2.
     assert warnings(report) == [
         "ppo beats dpo, but it has moved further from sft (4.00 nats, dpo 2.00); at equal KL (2.00 to 3.00 nats) dpo "

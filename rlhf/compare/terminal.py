@@ -25,11 +25,10 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
     for judge in judges:
         console.print(f"{judge_sentence(report, judge)}.", markup=False, highlight=False, soft_wrap=True)
-    for sentence in people_sentences(report):
+    shown_sections = [section for section in SECTIONS if section.key in report]
+    said = [sentence for section in shown_sections for sentence in section.says(report)]
+    for sentence in [*people_sentences(report), *said]:
         console.print(f"{sentence}.", markup=False, highlight=False, soft_wrap=True)
-    found = [
-        *warnings(report),
-        *(line for section in SECTIONS if section.key in report for line in section.warnings(report)),
-    ]
+    found = [*warnings(report), *(line for section in shown_sections for line in section.warnings(report))]
     for warning in found:
         console.print(f"! {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)

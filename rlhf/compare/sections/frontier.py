@@ -16,7 +16,7 @@ from rlhf.compare.frontier.over_optimisation import OverOptimisation, over_optim
 from rlhf.compare.frontier.points import Point, figures, pareto
 from rlhf.compare.frontier.pool import BEST_OF_N
 from rlhf.compare.frontier.resampling import resample
-from rlhf.compare.frontier.words import view, warnings
+from rlhf.compare.frontier.words import sentences, view, warnings
 from rlhf.compare.sections.section import Section
 from rlhf.compare.statistics import Bootstrap
 from rlhf.compare.study import Context, Study
@@ -164,4 +164,4 @@ def _interval(interval: Interval | None) -> dict[str, Any] | None:
     return None if interval is None else interval_numbers(interval)
 
 
-SECTION = Section("frontier", "Reward against KL", build, view, measure, warnings, check)
+SECTION = Section("frontier", "Reward against KL", build, view, measure, warnings, check, sentences)

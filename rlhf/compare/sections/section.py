@@ -11,7 +11,7 @@ def _nothing(*_: Any) -> Any:
     return None
 
 
-def _no_warnings(_: dict[str, Any]) -> list[str]:
+def _no_sentences(_: dict[str, Any]) -> list[str]:
     return []
 
 
@@ -29,6 +29,7 @@ class Section:
         warnings: what a reader must know before trusting the report, from the whole report.
         check: looks at all settings (`Config` of rlhf.compare.run) and the policies (name to path) before the run
             folder is made; raises UserError for what cannot be.
+        says: what was found, as plain sentences without a full stop, from the whole report: for the terminal.
     """
 
     key: str
@@ -36,5 +37,6 @@ class Section:
     build: Callable[[Study, dict[str, Any]], dict[str, Any] | None]
     view: Callable[[dict[str, Any]], dict[str, Any]]
     measure: Callable[[Context], Any] = _nothing
-    warnings: Callable[[dict[str, Any]], list[str]] = _no_warnings
+    warnings: Callable[[dict[str, Any]], list[str]] = _no_sentences
     check: Callable[[Any, Mapping[str, Any]], None] = _nothing
+    says: Callable[[dict[str, Any]], list[str]] = _no_sentences
