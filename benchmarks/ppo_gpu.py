@@ -29,19 +29,18 @@ SHARED = {"value_model_kind": "shared"}
 # The most important first.
 JOBS: list[tuple[str, dict[str, Any]]] = [
     ("ceilings", {"arm": "ceilings", "size": "0.5B"}),
-    ("0.5B engines", {"arm": "engines", "size": "0.5B"}),
     ("0.5B full, ours", {"arm": "ours", "size": "0.5B"}),
-    ("0.5B full, trl", {"arm": "trl", "size": "0.5B"}),
+    ("0.5B full, trl", {"arm": "trl", "size": "0.5B", "rounds": 2}),
     ("0.5B full, ours shared", {"arm": "ours", "size": "0.5B", "settings": SHARED}),
-    ("0.5B precision", {"arm": "precision", "size": "0.5B"}),
     ("0.5B ragged, ours", {"arm": "ours", "size": "0.5B", "ends": True}),
-    ("0.5B ragged, trl", {"arm": "trl", "size": "0.5B", "ends": True}),
+    ("0.5B ragged, trl", {"arm": "trl", "size": "0.5B", "ends": True, "rounds": 2}),
     ("1.5B full, ours", {"arm": "ours", "size": "1.5B", "episodes": 32}),
-    ("1.5B full, trl", {"arm": "trl", "size": "1.5B", "episodes": 32}),
+    ("1.5B full, trl", {"arm": "trl", "size": "1.5B", "episodes": 32, "rounds": 2}),
     ("1.5B full, ours shared", {"arm": "ours", "size": "1.5B", "episodes": 32, "settings": SHARED}),
-    ("0.5B full, ours again", {"arm": "ours", "size": "0.5B"}),
-    ("0.5B full, trl again", {"arm": "trl", "size": "0.5B"}),
+    ("0.5B phases", {"arm": "engines", "size": "0.5B", "settings": {"phases": True}}),
     ("0.5B full, ours without graph", {"arm": "ours", "size": "0.5B", "settings": {"decode_graphs": False}}),
+    ("0.5B precision", {"arm": "precision", "size": "0.5B"}),
+    ("0.5B engines", {"arm": "engines", "size": "0.5B"}),
     ("1.5B engines", {"arm": "engines", "size": "1.5B"}),
 ]
 DEFAULTS = {"ends": False, "settings": {}, "rounds": 3, "accumulate": 1, "forward_parts": 4}

@@ -189,6 +189,8 @@ def engines(size: Size, inputs: Inputs, job: dict[str, Any], folder: str) -> dic
 
     found: dict[str, Any] = {}
     replies = {}
+    if job["settings"].get("phases"):
+        return phases(policy, inputs, uniforms)
     for name, engine in {"graph": lambda: mine(True), "plain": lambda: mine(False), "generate": plain}.items():
         engine()
         rates = []
@@ -199,6 +201,32 @@ def engines(size: Size, inputs: Inputs, job: dict[str, Any], folder: str) -> dic
         found[name] = {"tokens_per_second": sorted(rates)[1], "all": rates}
     same = [a == b for x, y in zip(replies["graph"], replies["plain"], strict=True) for a, b in zip(x, y, strict=False)]
     return found | {"graph_and_plain_draw_the_same_tokens": sum(same) / len(same)}
+
+
+def phases(policy: Any, inputs: Inputs, uniforms: torch.Tensor) -> dict[str, Any]:
+    """Seconds of a rollout with the graph: the prompts, the recording, the steps; of three, the last."""
+    from rlhf.decoding import decode
+    from rlhf.decoding_graph import FixedDecoder
+
+    seconds: dict[str, float] = {}
+    start, record = FixedDecoder.__init__, FixedDecoder._recorded
+
+    def timed(name: str, function: Any) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            began = wait()
+            out = function(*given, **named)
+            seconds[name] = seconds.get(name, 0.0) + wait() - began
+            return out
+
+        return call
+
+    FixedDecoder.__init__, FixedDecoder._recorded = timed("prompts", start), timed("record", record)  # type: ignore
+    for _ in range(3):
+        seconds.clear()
+        began = wait()
+        decode(policy, inputs.prompts, uniforms, {EOS}, 1.0, len(inputs.prompts))
+        seconds["all"] = wait() - began
+    return {"phases": seconds}
 
 
 def precision(size: Size, inputs: Inputs, job: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def make_inputs(size: Size, ends: bool, value: bool, device: str, seed: int = 0)
     with torch.device(device):
         policy: Any = Qwen2ForCausalLM(config)
         value_model = Qwen2ForSequenceClassification(config) if value else None
-        reward = Qwen2ForSequenceClassification(config).to(torch.bfloat16)
+        reward: Any = Qwen2ForSequenceClassification(config)
+        reward.to(torch.bfloat16)
     policy.to("cpu")
     set_ends(policy, shape, ends)
     policy.to(device)

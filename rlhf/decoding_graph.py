@@ -172,8 +172,14 @@ class FixedDecoder:
             self.step()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):  # torch.cuda.graph would also collect garbage and empty the allocator's cache
+            graph.capture_begin()
+            try:
+                self.step()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(side)
         for tensor, value in zip(self._state(), before, strict=True):
             tensor.copy_(value)
         return graph.replay
