@@ -120,15 +120,18 @@ def policies_table(seeds: list[dict[str, Any]]) -> str:
 
 def equal_kl_table(seeds: list[dict[str, Any]]) -> str:
     """Each two methods at equal KL, and the areas under their frontiers, in Markdown."""
-    lines = ["| seed | at equal KL | nats | gold of the first less the second's | area, gold x nats | more |"]
-    lines.append("| --- " * 6 + "|")
+    lines = [
+        "| seed | at equal KL | nats | gold, first less second: the best | all points | area, gold x nats | more |"
+    ]
+    lines.append("| --- " * 7 + "|")
     for row in seeds:
         for pair in row["frontier"]["equal_kl"]:
             cells = [str(row["seed"]), f"{pair['a']}, {pair['b']}"]
             if pair["reason"]:
-                cells += ["", pair["reason"], "", ""]
+                cells += ["", pair["reason"], "", "", ""]
             else:
                 cells += [f"{pair['low']:.2f} to {pair['high']:.2f}", figure(pair["difference"], 3)]
+                cells.append(figure(pair["all_points"]["difference"], 3))
                 cells += [figure(pair["area"], 3), pair["verdict"]]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -36,6 +36,20 @@ def test_matched_kl_by_hand() -> None:
     assert len(back.kl) == 21 and (back.kl[0], back.kl[-1]) == (1, 4)
 
 
+def test_the_best_at_equal_kl_leaves_out_what_nobody_would_choose() -> None:
+    # ppo: 3 at 2; 1 at 3 is beaten; 4 at 6. Its best from 2 on: 3 to 4. dpo: 2 at 1, 2 at 5.
+    points = [point("ppo", 2, 3), point("ppo", 3, 1), point("ppo", 6, 4), point("dpo", 1, 2), point("dpo", 5, 2)]
+    draws = resample(points, FEW)
+    found = matched_kl(draws, "ppo", "dpo", at=[2, 3, 4], best=True)
+    assert (found.low, found.high) == (2, 5)
+    assert [one.mean for one in found.differences] == pytest.approx([1, 1.25, 1.5])
+    assert found.average is not None and found.average.mean == pytest.approx((1 + 1.75) / 2)
+    area = frontier_areas(draws, {"ppo": ["ppo"], "dpo": ["dpo"]}).differences["ppo", "dpo"]
+    assert area.mean == pytest.approx(3 * found.average.mean)
+    everything = matched_kl(draws, "ppo", "dpo", at=[3])
+    assert everything.differences[0].mean == pytest.approx(-1)
+
+
 def test_the_start_is_every_runs_first_point() -> None:
     points = [point("ppo", 4, 4), point("dpo", 2, 4)]
     found = matched_kl(resample(points, FEW, start=point("sft", 0, 0)), "ppo", "dpo", at=[0, 1, 2])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf.compare.frontier.curves import area, curve, shared_range
+from rlhf.compare.frontier.curves import area, curve, frontier, shared_range
 from rlhf.compare.frontier.resampling import Draws
 from rlhf.compare.statistics import UNDECIDED
 from rlhf.intervals import Interval
@@ -43,7 +43,7 @@ class MatchedKl:
         return self.b if self.average is not None and self.average.is_below(0) else UNDECIDED
 
 
-def matched_kl(draws: Draws, a: str, b: str, at: Sequence[float] | None = None) -> MatchedKl:
+def matched_kl(draws: Draws, a: str, b: str, at: Sequence[float] | None = None, best: bool = False) -> MatchedKl:
     """Which of two runs has more gold at equal KL, over the KL that both cover.
 
     Between two measured points gold is read off the straight line. That much can be had: who draws each
@@ -54,6 +54,9 @@ def matched_kl(draws: Draws, a: str, b: str, at: Sequence[float] | None = None) 
         draws: from `resample`.
         a, b: runs.
         at: where to compare, in nats; 21 places by default. Those that not both cover are left out.
+        best: compare what each has at most for that KL or less, its frontier, and not all its points. A run that
+            first moves far away and then comes back has points that nobody would choose; of many points that are
+            alike the luckiest make a frontier (see `frontier_areas`).
     """
     columns = [draws.columns([run]) for run in (a, b)]
     low, high, reason = shared_range(draws, {a: columns[0], b: columns[1]})
@@ -63,7 +66,7 @@ def matched_kl(draws: Draws, a: str, b: str, at: Sequence[float] | None = None) 
     heights, areas = np.zeros((2, len(draws.kl), len(places))), np.zeros((2, len(draws.kl)))
     for run, own in enumerate(columns):
         for row, (kl, gold) in enumerate(zip(draws.kl[:, own], draws.gold[:, own], strict=True)):
-            x, y = curve(kl, gold)
+            x, y = (frontier if best else curve)(kl, gold)
             heights[run, row] = np.interp(places, x, y)
             areas[run, row] = area(x, y, low, high)
     differences = tuple(draws.interval(column) for column in (heights[0] - heights[1]).T)

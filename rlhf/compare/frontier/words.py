@@ -145,6 +145,7 @@ def _pair_row(pair: dict[str, Any]) -> dict[str, Any]:
         "b": pair["b"],
         "span": _span(pair),
         "difference": cell(pair["difference"], "gold"),
+        "all_points": cell(pair["all_points"]["difference"], "gold"),
         "area": cell(pair["area"], "gold"),
         "verdict": pair["verdict"],
         "n": pair["difference"]["n"],

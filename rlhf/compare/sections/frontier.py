@@ -115,7 +115,7 @@ def _point(point: Point, bootstrap: Bootstrap) -> dict[str, Any]:
 
 
 def _equal_kl(curves: Mapping[str, Curve], bootstrap: Bootstrap) -> list[dict[str, Any]]:
-    """Each two methods over the KL that both were measured at: gold at equal KL, and the area under the frontier."""
+    """Each two methods over the KL that both were measured at: the best of each, the area under that, all points."""
     # A curve is a method: all its runs' points are on it. The start is on none, so nothing is guessed between it and
     # the first measured point.
     points = [dataclasses.replace(point, run=method) for method, curve in curves.items() for point in curve.points]
@@ -123,7 +123,12 @@ def _equal_kl(curves: Mapping[str, Curve], bootstrap: Bootstrap) -> list[dict[st
     found = []
     for a, b in combinations(curves, 2):
         areas = frontier_areas(draws, {a: [a], b: [b]})
-        found.append(_matched(matched_kl(draws, a, b)) | {"area": _interval(areas.differences.get((a, b)))})
+        of_all = matched_kl(draws, a, b)
+        found.append(
+            _matched(matched_kl(draws, a, b, best=True))
+            | {"area": _interval(areas.differences.get((a, b)))}
+            | {"all_points": {"difference": _interval(of_all.average), "verdict": of_all.verdict}}
+        )
     return found
 
 
