@@ -6,6 +6,9 @@ from typing import Any
 from rlhf.generate import Reply
 from rlhf.models import Policy
 
+# Larger ones are slower on a CPU: two tables of (tokens, vocabulary) no longer fit its cache.
+_CPU_BATCH = 32
+
 
 def reply_kl(
     policy: Policy, reference: Policy, replies: list[Reply], temperature: float = 1.0, batch_size: int = 32
@@ -22,20 +25,24 @@ def reply_kl(
 
     scale = temperature if temperature > 0 else 1.0
     totals = [0.0] * len(replies)
+    if policy.model.device.type == "cpu":
+        batch_size = min(batch_size, _CPU_BATCH)
     with torch.no_grad(), _evaluating(policy.model), _evaluating(reference.model):
         for rows, input_ids, attention, keep in _padded(policy, replies, batch_size):
-            logps = torch.log_softmax(_logits(policy.model, input_ids, attention) / scale, dim=-1)
-            others = torch.log_softmax(_logits(reference.model, input_ids, attention) / scale, dim=-1)
-            kl = (logps.exp() * (logps - others)).sum(-1)  # (batch, time)
-            sums = (kl * keep).sum(-1).clamp(min=0)
+            logps = torch.log_softmax(_logits(policy.model, input_ids, attention, keep) / scale, dim=-1)
+            others = torch.log_softmax(_logits(reference.model, input_ids, attention, keep) / scale, dim=-1)
+            kl = (logps.exp() * (logps - others)).sum(-1)  # (tokens of all replies,)
+            table = kl.new_zeros(keep.shape)
+            table[keep] = kl
+            sums = table.sum(-1).clamp(min=0)
             for row, total in zip(rows, sums.tolist(), strict=True):
                 totals[row] = total
     return totals
 
 
-def _logits(model: Any, input_ids: Any, attention: Any) -> Any:
-    """(batch, time - 1, vocabulary) float32: what is predicted for each token but the first."""
-    return model(input_ids=input_ids, attention_mask=attention, use_cache=False).logits[:, :-1].float()
+def _logits(model: Any, input_ids: Any, attention: Any, keep: Any) -> Any:
+    """(tokens, vocabulary) float32: what is predicted for each token that `keep`, (batch, time - 1), has."""
+    return model(input_ids=input_ids, attention_mask=attention, use_cache=False).logits[:, :-1][keep].float()
 
 
 def _padded(policy: Policy, replies: list[Reply], batch_size: int):

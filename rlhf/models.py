@@ -98,10 +98,9 @@ def load_classifier(path: str, tokenizer: Any, dtype: str | None = None, trust_r
     Raises UserError for a folder without a model, with a broken one, or with an adapter of another kind.
     """
     from transformers import AutoModelForSequenceClassification
-    from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     check_model_folder(path)
-    with _loading(path, "model", "give the folder of a language model or of a reward run"), suppress_seqcls_warning():
+    with _loading(path, "model", "give the folder of a language model or of a reward run"), _quiet_head(path):
         base = _adapter_base(path, "SEQ_CLS", "a reward run, or of a whole model (peft's merge_and_unload makes one)")
         model = AutoModelForSequenceClassification.from_pretrained(
             base or path, num_labels=1, dtype=_dtype(dtype), trust_remote_code=trust_remote_code
@@ -112,6 +111,16 @@ def load_classifier(path: str, tokenizer: Any, dtype: str | None = None, trust_r
 
             model = PeftModel.from_pretrained(model, path).merge_and_unload()
     return model
+
+
+def _quiet_head(path: str) -> contextlib.AbstractContextManager[Any]:
+    """No warning that a language model has no score head yet; a folder that has one needs none, nor a second of import."""
+    config = Path(path) / "config.json"
+    if config.is_file() and "ForSequenceClassification" in config.read_text(encoding="utf-8"):
+        return contextlib.nullcontext()
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+    return suppress_seqcls_warning()
 
 
 def give_own_pad(model: Any, tokenizer: Any) -> None:

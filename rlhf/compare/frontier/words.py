@@ -1,5 +1,6 @@
 """The words and the plot of reward against KL."""
 
+import math
 from typing import Any
 
 from rlhf.compare.frontier.pool import BEST_OF_N
@@ -77,18 +78,18 @@ def _equal_kl_sentence(report: dict[str, Any], pair: dict[str, Any]) -> str:
     if mean < 0:
         a, b, mean = b, a, -mean
         low, high = (None if end is None else -end for end in (high, low))
+    digits = _digits(one)
     if low is None or high is None:
         interval = "interval unknown"
     else:
-        beside = max(abs(low), abs(high))
-        interval = f"{report['settings']['confidence']:.0%} interval {number(low, beside)} to {number(high, beside)}"
+        interval = f"{report['settings']['confidence']:.0%} interval {low:.{digits}f} to {high:.{digits}f}"
     if pair["verdict"] == UNDECIDED:
         return (
-            f"undecided at equal KL ({_span(pair)}): {a} has {number(mean)} more {measure} than {b} "
+            f"undecided at equal KL ({_span(pair)}): {a} has {mean:.{digits}f} more {measure} than {b} "
             f"({interval}, which holds 0; n = {one['n']:,} prompts)"
         )
     return (
-        f"at equal KL ({_span(pair)}) {a} has {number(mean)} more {measure} than {b} "
+        f"at equal KL ({_span(pair)}) {a} has {mean:.{digits}f} more {measure} than {b} "
         f"({interval}; n = {one['n']:,} prompts)"
     )
 
@@ -100,6 +101,20 @@ def falls_sentence(part: dict[str, Any], one: dict[str, Any]) -> str:
         f"{number(one['seen_at'])} nats {measure_of(part)} has changed by {cell(one['fall'], 'gold', ' (')}), "
         f"while the score of {label(part['proxy'])} has risen by {cell(one['rise'], 'score', ' (')})"
     )
+
+
+def _digits(interval: dict[str, Any]) -> int:
+    """Digits after the point that count: two of the interval's width, for a difference may be next to nothing."""
+    low, high = interval["low"], interval["high"]
+    width = abs(interval["mean"]) if low is None or high is None else high - low
+    return 2 if width == 0 else min(max(1 - math.floor(math.log10(width)), 0), 6)
+
+
+def _difference(interval: dict[str, Any]) -> str:
+    digits = _digits(interval)
+    if interval["low"] is None or interval["high"] is None:
+        return f"{interval['mean']:.{digits}f} interval unknown"
+    return f"{interval['mean']:.{digits}f} {interval['low']:.{digits}f} to {interval['high']:.{digits}f}"
 
 
 def _span(pair: dict[str, Any]) -> str:
@@ -144,9 +159,9 @@ def _pair_row(pair: dict[str, Any]) -> dict[str, Any]:
         "a": pair["a"],
         "b": pair["b"],
         "span": _span(pair),
-        "difference": cell(pair["difference"], "gold"),
-        "all_points": cell(pair["all_points"]["difference"], "gold"),
-        "area": cell(pair["area"], "gold"),
+        "difference": _difference(pair["difference"]),
+        "all_points": _difference(pair["all_points"]["difference"]),
+        "area": _difference(pair["area"]),
         "verdict": pair["verdict"],
         "n": pair["difference"]["n"],
     }

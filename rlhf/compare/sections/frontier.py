@@ -61,7 +61,7 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
         if name in policies and not (name == START and same_place(policies[name], reference)):
             raise UserError(f"policies: `{name}` is the name of a line of the report; give the policy another name")
     for candidate in find_candidates(policies, reference, settings.sweeps, settings.checkpoints):
-        if candidate.step is None:
+        if candidate.step is None and candidate.run not in policies:  # those are looked at anyway
             load_tokenizer(candidate.path, trust_remote_code=compare.trust_remote_code)
 
 
