@@ -114,7 +114,7 @@ def load_classifier(path: str, tokenizer: Any, dtype: str | None = None, trust_r
 
 
 def _quiet_head(path: str) -> contextlib.AbstractContextManager[Any]:
-    """No warning that a language model has no score head yet; a folder that has one needs none, nor a second of import."""
+    """No warning that a language model has no score head yet; a folder with one needs none, nor a second of import."""
     config = Path(path) / "config.json"
     if config.is_file() and "ForSequenceClassification" in config.read_text(encoding="utf-8"):
         return contextlib.nullcontext()
