@@ -4,10 +4,7 @@ import contextlib
 from typing import Any
 
 from rlhf.generate import Reply
-from rlhf.models import Policy
-
-# Larger ones are slower on a CPU: two tables of (tokens, vocabulary) no longer fit its cache.
-_CPU_BATCH = 32
+from rlhf.models import Policy, scoring_batch
 
 
 def reply_kl(
@@ -25,8 +22,7 @@ def reply_kl(
 
     scale = temperature if temperature > 0 else 1.0
     totals = [0.0] * len(replies)
-    if policy.model.device.type == "cpu":
-        batch_size = min(batch_size, _CPU_BATCH)
+    batch_size = scoring_batch(batch_size, policy.model)
     with torch.no_grad(), _evaluating(policy.model), _evaluating(reference.model):
         for rows, input_ids, attention, keep in _padded(policy, replies, batch_size):
             logps = torch.log_softmax(_logits(policy.model, input_ids, attention, keep) / scale, dim=-1)

@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.errors import UserError
-from rlhf.models import check_model_folder, context_length, load_classifier, load_tokenizer
+from rlhf.models import check_model_folder, context_length, load_classifier, load_tokenizer, scoring_batch
 from rlhf.records import Messages
 
 
@@ -43,9 +43,10 @@ class RewardModel:
 
         scores = [0.0] * len(rows)
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        size = scoring_batch(self.batch_size, self.model)
         with torch.no_grad():
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
                 width = max(len(rows[row]) for row in batch)
                 input_ids = torch.full((len(batch), width), self.tokenizer.pad_token_id)
                 mask = torch.zeros(len(batch), width, dtype=torch.long)
