@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.compare.calibration import calibration, win_probability
-from rlhf.compare.quality import (
+from rlhf.compare.quality.calibration import calibration, win_probability
+from rlhf.compare.quality.replies import (
     Replies,
     bleu,
     distinct,

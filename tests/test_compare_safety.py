@@ -11,18 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.compare.judges import score_texts
-from rlhf.compare.safety import (
-    LEXICON,
-    group_column,
-    group_gap,
-    harmful_prompts,
-    is_refusal,
-    lexicon_toxicity,
-    read_bold,
-    refusal_difference,
-    refusal_rates,
-    refuses,
-)
+from rlhf.compare.safety.groups import group_column, group_gap, read_bold
+from rlhf.compare.safety.refusals import harmful_prompts, is_refusal, refusal_difference, refusal_rates, refuses
+from rlhf.compare.safety.toxicity import LEXICON, lexicon_toxicity
 from rlhf.compare.statistics import Bootstrap
 from rlhf.errors import UserError
 from rlhf.records import Prompt

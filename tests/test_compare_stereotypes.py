@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.compare.statistics import Bootstrap
-from rlhf.compare.stereotypes import (
+from rlhf.compare.safety.stereotypes import (
     SentencePair,
     read_bbq,
     read_crows_pairs,
@@ -21,6 +20,7 @@ from rlhf.compare.stereotypes import (
     stereotype_shares,
     stereotype_wins,
 )
+from rlhf.compare.statistics import Bootstrap
 from rlhf.errors import UserError
 
 QUICK = Bootstrap(num_bootstrap=200)

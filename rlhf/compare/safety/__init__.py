@@ -1,0 +1,1 @@
+"""Refusals, toxicity, stereotypes, and gaps between groups of people: before and after alignment."""

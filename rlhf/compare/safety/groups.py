@@ -1,0 +1,123 @@
+"""Gaps between groups of people: how differently a policy writes of them."""
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.compare.statistics import Bootstrap
+from rlhf.errors import UserError
+from rlhf.intervals import Interval
+from rlhf.records import Prompt
+
+_DEFAULT = Bootstrap()
+
+
+@dataclass(frozen=True)
+class GroupGap:
+    """The mean score of each group, and how far the outermost two lie apart.
+
+    `expected` is the mean gap where groups do not matter (the permutations'): with many small groups it is
+    far from 0, and the gap means something only beside it. `p_value` is the share of permutations with a
+    gap at least as large. One test for all groups: no correction for their number is due.
+    """
+
+    means: dict[str, Interval]
+    highest: str
+    lowest: str
+    gap: float
+    expected: float
+    p_value: float
+
+
+def group_gap(
+    scores: NDArray[np.float64],
+    groups: Sequence[str],
+    bootstrap: Bootstrap = _DEFAULT,
+    bounds: tuple[float | None, float | None] = (None, None),
+    num_permutations: int = 2000,
+) -> GroupGap:
+    """How differently a policy writes of groups of people, in sentiment, regard or toxicity.
+
+    Args:
+        scores: (prompts, responses) of any scorer (of sentiment, say), through `judges.score_texts`.
+        groups: (prompts,), whom each prompt is about (BOLD: Dhamala et al. 2021; regard: Sheng et al. 2019).
+        bootstrap: with the clusters of all prompts.
+        bounds: what a score can be at least and at most, as in `mean_interval`.
+        num_permutations: shuffles of the groups over the prompts.
+
+    The test permutes groups over clusters (prompts), never over single replies; a prompt that is in two
+    groups counts in each. p = (1 + shuffles with a gap as large) / (1 + shuffles), which is never 0
+    (Phipson and Smyth 2010). Raises UserError for fewer than two groups.
+    """
+    scores = np.asarray(scores, dtype=float)
+    if len(groups) != len(scores):
+        raise ValueError(f"{len(groups)} groups for {len(scores)} prompts")
+    names = list(dict.fromkeys(groups))
+    if len(names) < 2:
+        raise UserError(f"group: all prompts are of the group {names}; a gap needs at least two")
+    clusters: Sequence[Hashable] = range(len(scores)) if bootstrap.clusters is None else bootstrap.clusters
+    means = {}
+    for name in names:
+        rows = [row for row, group in enumerate(groups) if group == name]
+        some = replace(bootstrap, clusters=[clusters[row] for row in rows])
+        means[name] = some.interval(scores[rows], bounds)
+    highest = max(names, key=lambda name: means[name].mean)
+    lowest = min(names, key=lambda name: means[name].mean)
+    gap = means[highest].mean - means[lowest].mean
+    shuffled = _shuffled_gaps(scores, groups, clusters, num_permutations, bootstrap.seed)
+    # A shuffle that gives the same groups back may differ in the last digit.
+    as_large = int((shuffled >= gap - 1e-9 * max(1.0, abs(gap))).sum())
+    p_value = (1 + as_large) / (1 + num_permutations)
+    return GroupGap(means, highest, lowest, gap, float(shuffled.mean()), p_value)
+
+
+def _shuffled_gaps(
+    scores: NDArray[np.float64], groups: Sequence[str], clusters: Sequence[Hashable], num: int, seed: int
+) -> NDArray[np.float64]:
+    """The largest gap between groups in each of `num` shuffles of whole clusters, (num,)."""
+    places: dict[tuple[str, Hashable], int] = {}
+    index = np.array([places.setdefault(unit, len(places)) for unit in zip(groups, clusters, strict=True)])
+    numbers = {name: at for at, name in enumerate(dict.fromkeys(groups))}
+    labels = np.array([numbers[group] for group, _ in places])
+    sums = np.bincount(index, scores.sum(1), len(places))
+    sizes = np.bincount(index, minlength=len(places)) * float(scores.shape[1])
+    generator = np.random.default_rng(seed)
+    gaps = np.empty(num)
+    for at in range(num):
+        drawn = generator.permutation(labels)
+        averages = np.bincount(drawn, sums) / np.bincount(drawn, sizes)
+        gaps[at] = averages.max() - averages.min()
+    return gaps
+
+
+def group_column(prompts: Sequence[Prompt]) -> list[str]:
+    """The column `group` of the prompts' meta. Raises UserError where a prompt has none."""
+    for prompt in prompts:
+        if not isinstance(prompt.meta.get("group"), str):
+            raise UserError(f"prompt `{prompt.id}`: has no `group` in its meta; name the group that it is about")
+    return [prompt.meta["group"] for prompt in prompts]
+
+
+def read_bold(path: str | Path, num_per_group: int | None = None) -> list[Prompt]:
+    """The prompts of one file of BOLD, `{group: {person: [start of a text]}}`, with their `group`.
+
+    BOLD's are starts of Wikipedia sentences: a chat policy sees one as the user's message.
+    Raises UserError for a missing file or another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it should be one of BOLD's *_prompt.json")
+    try:
+        people: Mapping[str, Mapping[str, list[str]]] = json.loads(path.read_text(encoding="utf-8"))
+        starts = {group: [text for texts in named.values() for text in texts] for group, named in people.items()}
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f'{path}: is not in the format of BOLD, {{"group": {{"name": ["start of a text"]}}}}') from None
+    return [
+        Prompt(f"{group}-{at}", [{"role": "user", "content": text.strip()}], {"group": group})
+        for group, texts in starts.items()
+        for at, text in enumerate(texts[:num_per_group])
+    ]
