@@ -96,6 +96,7 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
                     for a, row in enumerate(numbers["win_rates"])
                 ],
                 "scale": [_on_scale(name, one) for name, one in numbers["scale"].items()],
+                "rates": _rates(numbers["pairs"]),
                 "pairs": [_shown(report, judge, pair) for pair in numbers["pairs"]],
                 "open": [
                     _decide(report, judge, pair) for pair in numbers["pairs"] if _raw(report, judge, pair)["open"]
@@ -104,6 +105,14 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
             for judge, numbers in report["standing"]["judges"].items()
         ],
     }
+
+
+def _rates(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The columns of win rates; style has one where some response has markdown."""
+    columns = [("raw", "Wins"), ("length", "Wins at equal length")]
+    if any(pair["style_controlled"] is not None for pair in pairs):
+        columns.append(("style", "Wins at equal style"))
+    return columns
 
 
 def _on_scale(name: str, one: dict[str, Any]) -> dict[str, str]:
@@ -128,7 +137,7 @@ def _shown(report: dict[str, Any], judge: str, pair: dict[str, Any]) -> dict[str
 
 
 def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"{value:.2g}"
+    return "<\u00a00.0001" if value < 0.0001 else f"{value:.2g}"
 
 
 def _decide(report: dict[str, Any], judge: str, pair: dict[str, Any]) -> str:
