@@ -58,6 +58,7 @@ def test_a_wheel_works_in_an_empty_venv(tmp_path: Path) -> None:
     assert json.loads((elsewhere / "out" / "run.json").read_text())["finished"]
     for extra in (
         "compare/page/report.html.jinja",
+        "compare/sections/agreement.html.jinja",
         "compare/sections/standing.html.jinja",
         "compare/judge_prompts/general.txt",
         "compare/lexicons/toxicity.txt",
