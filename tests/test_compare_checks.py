@@ -22,7 +22,6 @@ from rlhf.compare.judges import check_judges
 from rlhf.compare.sandbox import CodeResult, Limits, code_block, code_results, run_code
 from rlhf.errors import UserError
 from rlhf.records import Prompt
-from tests.hostile import HOSTILE
 
 SHORT = Limits(seconds=6, cpu_seconds=1, memory_mib=256)
 
@@ -108,27 +107,6 @@ def test_any_decimal(number: Decimal) -> None:
 )
 def test_numbers_match_by_hand(reply: str, answer: object, score: float) -> None:
     assert number_matches([None], [reply], answer=[answer]) == [score]
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("16 eggs #### 18\nThat is step 2", 18),
-        ("#### 1, no #### 2, so 3", 2),
-        ("5 ####", 5),
-        (r"\boxed{36} #### 7", 36),
-    ],
-)
-def test_gsm8ks_mark_comes_before_the_last_number(text: str, value: int) -> None:
-    assert last_number(text) == Number(Fraction(value))
-
-
-@pytest.mark.timeout(20)
-def test_hostile_and_huge_texts_are_read_in_time() -> None:
-    huge = ["1,1.1" * 100_000, "9" * 1_000_000, "-" * 300_000 + "1", "'" * 300_000, "\0" * 1_000_000, "#" * 300_000]
-    for text in [*huge, *(text for _, text in HOSTILE)]:
-        last_number(text)
-        assert text_matches([None], [text], answer=[text]) == [1.0]
 
 
 def test_number_matches_agrees_with_gsm8ks_own_verdicts(shared: Path) -> None:

@@ -48,16 +48,12 @@ class Number:
 
 
 def last_number(text: str) -> Number | None:
-    """The number that a text ends in, None where there is none: that of the last `\\boxed{}` if there is one,
-    else the first after the last `####`, as GSM8K marks its answers.
+    """The number that a text ends in, None where there is none: that of the last `\\boxed{}` if there is one.
 
     Understood: 1,234.5, -3, .5, 3/4, 1 1/2, ½, 50%, $7, 1e6, 1.5 x 10^6 and LaTeX's \\frac{3}{4}, {,} and \\%.
     Not understood: words ("five"), decimal commas, expressions (2^10 ends in 10), tuples.
     """
     boxed = _last_boxed(text)
-    _, mark, after = text.rpartition("####")
-    if boxed is None and mark and (first := _NUMBER.search(_plain(after))):
-        return _value(first)
     found = list(_NUMBER.finditer(_plain(text if boxed is None else boxed)))
     return _value(found[-1]) if found else None
 
