@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
@@ -94,13 +95,11 @@ def kill_and_resume(folder: Path, arguments: argparse.Namespace) -> dict[str, An
     out = folder / "killed"
     command = [sys.executable, "-m", "rlhf", "compare", *compare_arguments(out, arguments)]
     process = subprocess.Popen(
-        command, env=_environment(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=_environment(arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    first = out / f"responses.{POLICIES[0]}.jsonl"
-    while not first.is_file():
-        assert process.poll() is None, "compare ended before it was killed"
-        time.sleep(0.02)
-    time.sleep(1.0)  # into the second policy
+    assert process.stderr is not None
+    # The bar of the second policy, past 0%: it is being answered, and not finished.
+    assert any(re.match(rf"{POLICIES[1]}: +[1-9]\d?%", line) for line in process.stderr), "compare ended before"
     process.send_signal(signal.SIGKILL)
     process.wait()
     there = sorted(path.name for path in out.glob("responses.*"))

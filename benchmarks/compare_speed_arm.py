@@ -72,6 +72,8 @@ def trl_completions(prompts: list[str], model: Any, tokenizer: Any, how: Any) ->
     """TRL 1.0's `_generate_completions`."""
     import trl
     from accelerate import Accelerator
+
+    # TRL 1.0 is in a folder of its own, which only this process has on its path.
     from trl.experimental.winrate_callback import _generate_completions  # type: ignore[import-not-found]
 
     assert trl.__version__ == "1.0.0", trl.__version__

@@ -1,10 +1,9 @@
 """The frontiers of benchmarks/demo_compare.py as an SVG: a panel for each seed, gold against KL."""
 
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from svg import FAINT, GRID, INK, line, mark, text
+from svg import FAINT, GRID, INK, Panel, line, mark, text
 
 # Okabe and Ito's colours: told apart by those who see fewer, on white and in grey; and a shape each.
 _METHODS = {
@@ -15,23 +14,6 @@ _METHODS = {
 _COLUMNS, _PANEL_WIDTH, _PANEL_HEIGHT, _GAP_X, _GAP_Y = 3, 280, 210, 58, 74
 _LEFT, _TOP, _BOTTOM = 62, 104, 64
 _X_TICKS = (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """Where a panel's values lie on the page; KL on a square-root scale, as in Gao et al. 2023."""
-
-    left: float
-    top: float
-    most_kl: float
-    low: float
-    high: float
-
-    def x(self, kl: float) -> float:
-        return self.left + _PANEL_WIDTH * (max(kl, 0.0) / self.most_kl) ** 0.5
-
-    def y(self, gold: float) -> float:
-        return self.top + _PANEL_HEIGHT * (self.high - gold) / (self.high - self.low)
 
 
 def draw(frontiers: dict[int, dict[str, Any]]) -> str:
@@ -55,7 +37,7 @@ def draw(frontiers: dict[int, dict[str, Any]]) -> str:
     for at, (seed, part) in enumerate(frontiers.items()):
         left = _LEFT + at % _COLUMNS * (_PANEL_WIDTH + _GAP_X)
         top = _TOP + at // _COLUMNS * (_PANEL_HEIGHT + _GAP_Y)
-        panel = _Panel(left, top, most_kl, low, high)
+        panel = Panel(left, top, _PANEL_WIDTH, _PANEL_HEIGHT, most_kl, low, high)
         parts += [*_axes(panel, seed), *_points(panel, part)]
     note = "Filled: a finished run; hollow: its checkpoints. Bars: 95% intervals over 200 prompts."
     parts.append(text(_LEFT, height - 10, note, FAINT, size=12))
@@ -72,7 +54,7 @@ def _legend() -> list[str]:
     return parts
 
 
-def _axes(panel: _Panel, seed: int) -> list[str]:
+def _axes(panel: Panel, seed: int) -> list[str]:
     right, floor = panel.left + _PANEL_WIDTH, panel.top + _PANEL_HEIGHT
     parts = [text(panel.left, panel.top - 10, f"Seed {seed}", weight="bold", size=14)]
     step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.5) if (panel.high - panel.low) / step <= 6)
@@ -93,7 +75,7 @@ def _axes(panel: _Panel, seed: int) -> list[str]:
     return [*parts, text(panel.left + _PANEL_WIDTH / 2, floor + 37, "KL to SFT, nats a reply", FAINT, "middle", 12)]
 
 
-def _points(panel: _Panel, part: dict[str, Any]) -> list[str]:
+def _points(panel: Panel, part: dict[str, Any]) -> list[str]:
     under, over = [], []
     for (method, _), run in groupby(part["points"], key=lambda one: (one["method"], one["run"])):
         _, colour, shape = _METHODS[method]
@@ -108,7 +90,7 @@ def _points(panel: _Panel, part: dict[str, Any]) -> list[str]:
     return [*under, *over, mark(panel.x(0), panel.y(start["gold"]["mean"]), "square", INK, filled=True)]
 
 
-def _path(panel: _Panel, points: list[dict[str, Any]], colour: str, dashed: bool) -> str:
+def _path(panel: Panel, points: list[dict[str, Any]], colour: str, dashed: bool) -> str:
     ends = " ".join(f"{panel.x(one['kl']['mean']):.1f},{panel.y(one['gold']['mean']):.1f}" for one in points)
     style = ' stroke-dasharray="4 4"' if dashed else ""
     return f'<polyline points="{ends}" fill="none" stroke="{colour}" stroke-width="1.4" opacity="0.7"{style}/>'

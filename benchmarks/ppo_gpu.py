@@ -43,7 +43,7 @@ JOBS: list[tuple[str, dict[str, Any]]] = [
     ("0.5B engines", {"arm": "engines", "size": "0.5B"}),
     ("1.5B engines", {"arm": "engines", "size": "1.5B"}),
 ]
-DEFAULTS = {"ends": False, "settings": {}, "rounds": 3, "accumulate": 1, "forward_parts": 4}
+DEFAULTS = {"ends": False, "settings": {}, "rounds": 3}
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """One measured run on a GPU, in a process of its own; benchmarks/ppo_gpu.py starts it with one JSON argument."""
 
 import gc
-import importlib
 import json
 import sys
 import tempfile
@@ -16,11 +15,15 @@ from ppo_inputs import EOS, PAD, Inputs
 from transformers import GenerationConfig, TrainerCallback
 
 GIB = 2**30
+FORWARD_PARTS = 4  # TRL keeps the logits of all tokens: its scoring goes in pieces
 
 
 def on_gpu() -> bool:
     """Whether there is one; without, memory is not measured."""
     return torch.cuda.is_available()
+
+
+DEVICE = {"use_cpu": not on_gpu(), "bf16": True}  # of both trainers
 
 
 def wait() -> float:
@@ -71,11 +74,6 @@ class Meter(TrainerCallback):
         }
 
 
-def settings(size: Size, folder: str, rounds: int) -> dict[str, Any]:
-    """What both trainers are told."""
-    return both_trainers(size.shape, rounds, folder) | {"use_cpu": not on_gpu(), "bf16": True}
-
-
 def ours(size: Size, inputs: Inputs, job: dict[str, Any], folder: str) -> dict[str, Any]:
     """rlhf.ppo."""
     import datasets
@@ -89,7 +87,7 @@ def ours(size: Size, inputs: Inputs, job: dict[str, Any], folder: str) -> dict[s
         max_new_tokens=shape.longest_reply,
         generation_batch_size=shape.episodes,
         per_device_eval_batch_size=shape.episodes,
-        **(settings(size, folder, job["rounds"]) | job["settings"]),
+        **(both_trainers(shape, job["rounds"], folder) | DEVICE | job["settings"]),
     )
     rows = datasets.Dataset.from_dict({"prompt_ids": inputs.prompts})
     reward = [(inputs.reward, inputs.tokenizer)]
@@ -116,32 +114,11 @@ def ours(size: Size, inputs: Inputs, job: dict[str, Any], folder: str) -> dict[s
 
 def trl(size: Size, inputs: Inputs, job: dict[str, Any], folder: str) -> dict[str, Any]:
     """TRL 1.12's PPOTrainer on the same; its passes without gradients are its scoring."""
-    from trl_peer import peer
+    from trl_peer import peer, trainer_of
 
     module = peer(job["peer"])
-    from datasets import Dataset
-
-    shape = size.shape
-    common = settings(size, folder, job["rounds"])
-    common["per_device_train_batch_size"] //= job["accumulate"]
-    arguments = importlib.import_module("trl.experimental.ppo").PPOConfig(
-        **common,
-        gradient_accumulation_steps=job["accumulate"],
-        local_rollout_forward_batch_size=shape.episodes // job["forward_parts"],
-        total_episodes=job["rounds"] * shape.episodes,
-        response_length=shape.longest_reply,
-        stop_token="eos" if inputs.ends else None,
-        num_sample_generations=0,
-    )
-    trainer = module.PPOTrainer(
-        args=arguments,
-        processing_class=inputs.tokenizer,
-        model=inputs.policy,
-        ref_model=None,
-        reward_model=inputs.reward,
-        train_dataset=Dataset.from_dict({"input_ids": inputs.prompts}),
-        value_model=inputs.value,
-    )
+    parts = {"local_rollout_forward_batch_size": size.shape.episodes // FORWARD_PARTS}
+    trainer = trainer_of(module, inputs, job["rounds"], folder, **DEVICE, **parts)
     meter = Meter()
     generate, forward, reward = module.batch_generation, module.forward, module.get_reward
 
@@ -220,7 +197,8 @@ def phases(policy: Any, inputs: Inputs, uniforms: torch.Tensor) -> dict[str, Any
 
         return call
 
-    FixedDecoder.__init__, FixedDecoder._recorded = timed("prompts", start), timed("record", record)  # type: ignore
+    for name, part in {"__init__": timed("prompts", start), "_recorded": timed("record", record)}.items():
+        setattr(FixedDecoder, name, part)
     for _ in range(3):
         seconds.clear()
         began = wait()
@@ -258,7 +236,7 @@ def precision(size: Size, inputs: Inputs, job: dict[str, Any], folder: str) -> d
     return {"relative_error": errors}
 
 
-def ceilings(size: Size, inputs: Any, job: dict[str, Any], folder: str) -> dict[str, Any]:
+def ceilings() -> dict[str, Any]:
     """What the chip can do: a copy (bytes read and written) and a bf16 matrix product, medians of ten."""
     if not on_gpu():
         return {"gb_per_second": 1.0, "tflops": 1.0, "device": "cpu"}
@@ -282,7 +260,7 @@ def ceilings(size: Size, inputs: Any, job: dict[str, Any], folder: str) -> dict[
     }
 
 
-ARMS = {"ours": ours, "trl": trl, "engines": engines, "precision": precision, "ceilings": ceilings}
+ARMS = {"ours": ours, "trl": trl, "engines": engines, "precision": precision}
 
 
 def main() -> None:
@@ -291,11 +269,12 @@ def main() -> None:
     size = smaller(SIZES[job["size"]], job["episodes"]) if job.get("episodes") else SIZES[job["size"]]
     arm = job["arm"]
     value = arm in ("trl", "precision") or (arm == "ours" and "value_model_kind" not in job["settings"])
-    inputs = None
-    if arm != "ceilings":
+    if arm == "ceilings":
+        figures = ceilings()
+    else:
         inputs = make_inputs(size, job["ends"], value, "cuda" if on_gpu() else "cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        figures = ARMS[arm](size, inputs, job, folder)  # type: ignore[arg-type]
+        with tempfile.TemporaryDirectory() as folder:
+            figures = ARMS[arm](size, inputs, job, folder)
     Path(job["out"]).write_text(json.dumps(figures))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from ppo_inputs import EOS, PAD, Inputs, Shape, make_prompts, set_ends, word_tokenizer
+from ppo_inputs import EOS, PAD, Inputs, Shape, make_prompts, qwen2_config, set_ends, word_tokenizer
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,9 @@ SIZES = {
 
 def make_inputs(size: Size, ends: bool, value: bool, device: str, seed: int = 0) -> Inputs:
     """Policy and value model in float32 (the masters of bf16 training), the reward model in bf16; on the device."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+    from transformers import Qwen2ForCausalLM, Qwen2ForSequenceClassification
 
-    shape = size.shape
-    config = Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=size.kv_heads,
-        max_position_embeddings=4 * (shape.longest_prompt + shape.longest_reply),
-        tie_word_embeddings=False,
-        pad_token_id=PAD,
-        bos_token_id=None,
-        eos_token_id=EOS,
-    )
-    config.num_labels = 1
+    shape, config = size.shape, qwen2_config(size.shape, size.kv_heads)
     torch.manual_seed(seed)
     with torch.device(device):
         policy: Any = Qwen2ForCausalLM(config)

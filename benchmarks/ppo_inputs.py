@@ -70,24 +70,11 @@ def write_inputs(folder: Path, shape: Shape, ends: bool, seed: int = 0) -> Path:
         ends: replies end, at `shortest_reply` to `longest_reply` tokens; else all have `longest_reply`.
     """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification
+    from transformers import Qwen2ForCausalLM, Qwen2ForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    config = Qwen2Config(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=4 * (shape.longest_prompt + shape.longest_reply),
-        tie_word_embeddings=False,
-        pad_token_id=PAD,
-        bos_token_id=None,
-        eos_token_id=EOS,
-    )
-    config.num_labels = 1
+    config = qwen2_config(shape, shape.heads)
     torch.manual_seed(seed)
     policy = Qwen2ForCausalLM(config)
     set_ends(policy, shape, ends)
@@ -100,6 +87,27 @@ def write_inputs(folder: Path, shape: Shape, ends: bool, seed: int = 0) -> Path:
     round_ = {"shape": asdict(shape), "ends": ends, "prompts": make_prompts(shape, ends, seed)}
     (folder / "round.json").write_text(json.dumps(round_) + "\n")
     return folder
+
+
+def qwen2_config(shape: Shape, kv_heads: int) -> Any:
+    """Qwen2's architecture in this shape, for the policy and for classifiers with one label."""
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=4 * (shape.longest_prompt + shape.longest_reply),
+        tie_word_embeddings=False,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        eos_token_id=EOS,
+    )
+    config.num_labels = 1
+    return config
 
 
 def set_ends(policy: Any, shape: Shape, ends: bool) -> None:

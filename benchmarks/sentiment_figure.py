@@ -1,10 +1,9 @@
 """The reward-KL curves of benchmarks/sentiment.py as an SVG: two panels, drawn by hand."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
-from svg import FAINT, GRID, INK, line, mark, text
+from svg import FAINT, GRID, INK, Panel, line, mark, text
 
 # Okabe and Ito's colours: told apart by those who see fewer, on white and in grey; and a shape each.
 _ARMS = {
@@ -20,29 +19,13 @@ _TOP, _BOTTOM, _LEFT, _PANEL, _GAP = 112, 92, 66, 410, 62
 _ZERO = "#b0b0b0"  # as likely positive as negative
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """Where a panel's values lie on the page; KL on a square-root scale, as in Gao et al. 2023."""
-
-    left: float
-    most_kl: float
-    low: float
-    high: float
-
-    def x(self, kl: float) -> float:
-        return self.left + _PANEL * (max(kl, 0) / self.most_kl) ** 0.5
-
-    def y(self, score: float) -> float:
-        return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * (score - self.low) / (self.high - self.low)
-
-
 def draw(points: list[dict[str, Any]], seed: int) -> str:
     """The figure of one seed's points. Each run begins at the start, which is best-of-1."""
     start = next(point for point in points if point["setting"] == 1 and point["arm"] == "best-of-n")
     most_kl = max(point["kl"]["high"] for point in points) * 1.08
     scores = [point[name][end] for point in points for name in _PANELS for end in ("low", "high")]
     low, high = min(scores), max(scores)
-    margin = 0.06 * (high - low)
+    margin, height = 0.06 * (high - low), _HEIGHT - _BOTTOM - _TOP
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="13" role="img" aria-labelledby="title">',
@@ -51,12 +34,12 @@ def draw(points: list[dict[str, Any]], seed: int) -> str:
         *_legend(points, seed),
     ]
     for at, name in enumerate(_PANELS):
-        panel = _Panel(_LEFT + at * (_PANEL + _GAP), most_kl, low - margin, high + margin)
+        panel = Panel(_LEFT + at * (_PANEL + _GAP), _TOP, _PANEL, height, most_kl, low - margin, high + margin)
         parts += [*_axes(panel, name, first=at == 0), *_curves(panel, name, points, start)]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _axes(panel: _Panel, name: str, first: bool) -> list[str]:
+def _axes(panel: Panel, name: str, first: bool) -> list[str]:
     right, floor = panel.left + _PANEL, _HEIGHT - _BOTTOM
     parts = [text(panel.left, _TOP - 14, _PANELS[name], weight="bold", size=14)]
     step = next(step for step in (0.1, 0.2, 0.25, 0.5, 1, 2, 5) if (panel.high - panel.low) / step <= 8)
@@ -80,7 +63,7 @@ def _axes(panel: _Panel, name: str, first: bool) -> list[str]:
     return parts
 
 
-def _curves(panel: _Panel, name: str, points: list[dict[str, Any]], start: dict[str, Any]) -> list[str]:
+def _curves(panel: Panel, name: str, points: list[dict[str, Any]], start: dict[str, Any]) -> list[str]:
     under, over = [], []
     for arm, (_, colour, shape) in reversed(_ARMS.items()):
         mine = [point for point in points if point["arm"] == arm]
@@ -114,7 +97,7 @@ def _legend(points: list[dict[str, Any]], seed: int) -> list[str]:
     return [*parts, text(_WIDTH - 36, _HEIGHT - 12, note, FAINT, "end", size=12)]
 
 
-def _path(panel: _Panel, name: str, points: list[dict[str, Any]], colour: str, dashed: bool = False) -> str:
+def _path(panel: Panel, name: str, points: list[dict[str, Any]], colour: str, dashed: bool = False) -> str:
     """A line through points; dashed where nothing lies between two of them to say how it bends."""
     ends = " ".join(f"{panel.x(p['kl']['mean']):.1f},{panel.y(p[name]['mean']):.1f}" for p in points)
     style = 'stroke-dasharray="3 4" opacity="0.6"' if dashed else 'opacity="0.75"'

@@ -1,8 +1,30 @@
 """Marks, lines and words of the figures in docs/figures, as SVG."""
 
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 INK, FAINT, GRID = "#1a1a1a", "#595959", "#e6e6e6"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Where a panel's values lie on the page; KL on a square-root scale, as in Gao et al. 2023."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    most_kl: float
+    low: float
+    high: float
+
+    def x(self, kl: float) -> float:
+        """The place of a KL."""
+        return self.left + self.width * (max(kl, 0.0) / self.most_kl) ** 0.5
+
+    def y(self, value: float) -> float:
+        """The place of a score or of gold."""
+        return self.top + self.height * (self.high - value) / (self.high - self.low)
 
 
 def mark(x: float, y: float, shape: str, colour: str, filled: bool) -> str:

@@ -27,18 +27,17 @@ def peer(folder: str) -> Any:
 
 
 def trainer_of(module: Any, inputs: Inputs, rounds: int, folder: str, reference: Any = None, **settings: Any) -> Any:
-    """TRL's trainer on the inputs, in float32.
+    """TRL's trainer on the inputs, in float32 where `settings` say nothing else; they are TRL's own.
 
     Its `gradient_accumulation_steps` is 1: with more, its optimizer steps once an accumulation and not once
     a minibatch, and there would be fewer updates than ours.
     """
     from datasets import Dataset
 
+    ours = {"bf16": False, "local_rollout_forward_batch_size": inputs.shape.episodes}
     arguments = importlib.import_module("trl.experimental.ppo").PPOConfig(
-        **(both_trainers(inputs.shape, rounds, folder) | settings),
-        bf16=False,
+        **(both_trainers(inputs.shape, rounds, folder) | ours | settings),
         gradient_accumulation_steps=1,
-        local_rollout_forward_batch_size=inputs.shape.episodes,
         total_episodes=rounds * inputs.shape.episodes,
         response_length=inputs.shape.longest_reply,
         stop_token="eos" if inputs.ends else None,

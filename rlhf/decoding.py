@@ -99,9 +99,9 @@ def _explained(logits: Tensor, tokens: Tensor, uniforms: Tensor, temperature: fl
     """
     if temperature == 0:
         return (logits.gather(1, tokens) >= logits.amax(1, keepdim=True) - _MAX_MOVE).sum()
-    upto = torch.softmax(logits / temperature, dim=-1).cumsum(-1)
-    end = upto.gather(1, tokens).squeeze(1)
-    start = end - torch.softmax(logits / temperature, dim=-1).gather(1, tokens).squeeze(1)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    end = probabilities.cumsum(-1).gather(1, tokens).squeeze(1)
+    start = end - probabilities.gather(1, tokens).squeeze(1)
     return ((uniforms >= start - _MAX_MOVE) & (uniforms <= end + _MAX_MOVE)).sum()
 
 

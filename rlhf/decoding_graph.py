@@ -90,8 +90,8 @@ class FixedDecoder:
         self.at = torch.tensor([width], device=device)  # where the next keys and values go
         self.t = torch.zeros(1, dtype=torch.long, device=device)  # the token of the reply that is drawn next
         self.cache = DynamicCache(config=config)
-        layers: Any = [_Fixed(self.capacity, self.at) for _ in self.cache.layers]
-        self.cache.layers = layers
+        self.layers = [_Fixed(self.capacity, self.at) for _ in self.cache.layers]
+        self.cache.layers = list[Any](self.layers)
         self.tokens = torch.zeros(batch, uniforms.shape[1], dtype=torch.long, device=device)
         self.ended = torch.zeros(batch, dtype=torch.bool, device=device)
         positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
@@ -156,8 +156,8 @@ class FixedDecoder:
         return [self.at, self.t, self.tokens, self.ended, self.seen, self.position, self.last]
 
     def _keep(self, rows: Tensor) -> None:
-        for layer in self.cache.layers:
-            layer.keep(rows)  # type: ignore[attr-defined]
+        for layer in self.layers:
+            layer.keep(rows)
         for name in ("tokens", "ended", "seen", "position", "last", "uniforms"):
             setattr(self, name, getattr(self, name)[rows].contiguous())
 

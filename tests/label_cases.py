@@ -40,10 +40,13 @@ def load(
 
 
 def add_people(connection: Connection, num: int, first: int | None = None) -> list[int]:
-    """Annotators who cannot log in; their ids, from `first` on where chance, which they seed, should be the same."""
+    """Annotators who cannot log in; their ids, from `first` on where chance, which they seed, should be the same.
+
+    Their names sort as they were added, however many people came before.
+    """
     ids = []
     for number in range(num):
-        row = {"name": f"person {next(_numbers)}", "role": "annotator", "epoch": 0, "created_at": 0.0}
+        row = {"name": f"person {next(_numbers):06}", "role": "annotator", "epoch": 0, "created_at": 0.0}
         if first is not None:
             row["id"] = first + number
         done = connection.execute(insert(people).values(row))

@@ -13,6 +13,11 @@ def plain(value: float | None) -> float | None:
     return None if value is None else round(float(value), _DIGITS) + 0.0  # no -0.0
 
 
+def maybe_interval(interval: Interval | None) -> dict[str, Any] | None:
+    """`interval_numbers`, None as it is."""
+    return None if interval is None else interval_numbers(interval)
+
+
 def interval_numbers(interval: Interval) -> dict[str, Any]:
     """`{mean, low, high, n}`; an end is None where nothing bounds it."""
     return {

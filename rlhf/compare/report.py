@@ -3,7 +3,7 @@
 from itertools import combinations
 from typing import Any
 
-from rlhf.compare.as_json import interval_numbers, plain
+from rlhf.compare.as_json import interval_numbers, maybe_interval, plain
 from rlhf.compare.judges import GOLD, REWARD_MODEL
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sentences import judge_sentence
@@ -48,7 +48,7 @@ def _policy_numbers(study: Study, at: int) -> dict[str, Any]:
         "win_rate": seen_from_the_other(win_rate(deciding[0], deciding[at], study.bootstrap)) if at else None,
         "finished": interval(answer.finished, (0.0, 1.0)),
     }
-    return {key: None if one is None else interval_numbers(one) for key, one in numbers.items()}
+    return {key: maybe_interval(one) for key, one in numbers.items()}
 
 
 def _pair_numbers(pair: Pair) -> dict[str, Any]:

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.compare.as_json import interval_numbers
+from rlhf.compare.as_json import maybe_interval
 from rlhf.compare.judge_agreement import Agreement, agreements
 from rlhf.compare.judges import label
 from rlhf.compare.sections.section import Section
 from rlhf.compare.sentences import percent
 from rlhf.compare.statistics import win_matrix
 from rlhf.compare.study import Study
-from rlhf.intervals import Interval
 
 _MOST_APART = 8  # prompts named of those where two judges part
 _WEAK = 0.4  # kappa: under it agreement is at most fair (Landis and Koch 1977)
@@ -48,15 +47,12 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _numbers(one: Agreement) -> dict[str, Any]:
-    def numbers(interval: Interval | None) -> dict[str, Any] | None:
-        return None if interval is None else interval_numbers(interval)
-
     return {
         "num_verdicts": one.num_pairs,
         "num_decided": one.num_decided,
-        "with_ties": numbers(one.with_ties),
-        "without_ties": numbers(one.without_ties),
-        "kappa": numbers(one.kappa),
+        "with_ties": maybe_interval(one.with_ties),
+        "without_ties": maybe_interval(one.without_ties),
+        "kappa": maybe_interval(one.kappa),
     }
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from rlhf.compare.answers import same_place
-from rlhf.compare.as_json import interval_numbers, plain
+from rlhf.compare.as_json import interval_numbers, maybe_interval, plain
 from rlhf.compare.frontier.areas import frontier_areas
 from rlhf.compare.frontier.candidates import find_candidates
 from rlhf.compare.frontier.equal_kl import MatchedKl, matched_kl
@@ -21,7 +21,6 @@ from rlhf.compare.sections.section import Section
 from rlhf.compare.statistics import Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.errors import UserError
-from rlhf.intervals import Interval
 from rlhf.models import load_tokenizer
 
 
@@ -109,7 +108,7 @@ def _point(point: Point, bootstrap: Bootstrap) -> dict[str, Any]:
         "setting": told.setting,
         "kl": interval_numbers(told.kl),
         "gold": interval_numbers(told.gold),
-        "score": _interval(told.score),
+        "score": maybe_interval(told.score),
         "kl_is_bound": told.kl_is_bound,
     }
 
@@ -126,8 +125,8 @@ def _equal_kl(curves: Mapping[str, Curve], bootstrap: Bootstrap) -> list[dict[st
         of_all = matched_kl(draws, a, b)
         found.append(
             _matched(matched_kl(draws, a, b, best=True))
-            | {"area": _interval(areas.differences.get((a, b)))}
-            | {"all_points": {"difference": _interval(of_all.average), "verdict": of_all.verdict}}
+            | {"area": maybe_interval(areas.differences.get((a, b)))}
+            | {"all_points": {"difference": maybe_interval(of_all.average), "verdict": of_all.verdict}}
         )
     return found
 
@@ -138,7 +137,7 @@ def _matched(pair: MatchedKl) -> dict[str, Any]:
         "b": pair.b,
         "low": plain(pair.low),
         "high": plain(pair.high),
-        "difference": _interval(pair.average),
+        "difference": maybe_interval(pair.average),
         "verdict": pair.verdict,
         "at": [
             {"kl": plain(kl), "difference": interval_numbers(one)}
@@ -159,14 +158,10 @@ def _fall(found: OverOptimisation) -> dict[str, Any]:
         "kl": plain(found.kl),
         "setting": found.setting,
         "seen_at": plain(found.seen_at),
-        "fall": _interval(found.fall),
-        "rise": _interval(found.rise),
+        "fall": maybe_interval(found.fall),
+        "rise": maybe_interval(found.rise),
         "reason": found.reason,
     }
-
-
-def _interval(interval: Interval | None) -> dict[str, Any] | None:
-    return None if interval is None else interval_numbers(interval)
 
 
 SECTION = Section("frontier", "Reward against KL", build, view, measure, warnings, check, sentences)
