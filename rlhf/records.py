@@ -139,6 +139,7 @@ class Run:
     """What a stage did: enough to do it again, and to trace a policy back to its labels.
 
     `labels_sha256` names the labels that it learned from: an export has its own, any other run those of its inputs.
+    `usage` is what it used (rlhf.usage.Usage), `seconds` the time of all its attempts.
     """
 
     id: str
@@ -153,6 +154,7 @@ class Run:
     seconds: float | None = None
     finished: bool = False
     labels_sha256: list[str] = field(default_factory=list)
+    usage: dict[str, Any] = field(default_factory=dict)
 
 
 def make_id(kind: str, *parts: object) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf.errors import UserError, disk_full_as_user_error
 from rlhf.records import Run, make_id, parse_record, write_whole
+from rlhf.usage import Meter
 
 _LIBRARIES = ["rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "gradio"]
 
@@ -48,10 +49,16 @@ def read_run(folder: str | Path) -> Run:
 
 @dataclasses.dataclass
 class RunFolder:
-    """An open run: log to it while working, then `finish` it."""
+    """An open run: log to it while working, then `finish` it.
+
+    A stage that generates or trains says on how many tokens, before it finishes.
+    """
 
     path: Path
     run: Run
+    meter: Meter
+    tokens_generated: int = 0
+    tokens_trained: int = 0
 
     def log(self, **metrics: Any) -> None:
         """Append one row to metrics.jsonl (rank 0 only)."""
@@ -67,10 +74,11 @@ class RunFolder:
             write_whole(path, [f"{row}\n" for row in rows if json.loads(row).get("step", 0) <= step])
 
     def finish(self, **metrics: Any) -> Run:
-        """Record the metrics and mark the run as finished; the last thing a stage does."""
-        started = datetime.fromisoformat(self.run.started) if self.run.started else datetime.now(UTC)
-        seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
-        self.run = dataclasses.replace(self.run, metrics=metrics, seconds=seconds, finished=True)
+        """Record the metrics and what was used, and mark the run as finished: a stage's last act, on all ranks."""
+        used = self.meter.finish(self.tokens_generated, self.tokens_trained)
+        self.run = dataclasses.replace(
+            self.run, metrics=metrics, seconds=used.seconds, usage=dataclasses.asdict(used), finished=True
+        )
         if is_main_process():
             self._write()
         return self.run
@@ -105,9 +113,9 @@ def open_run(
     else:
         made = False
         folder.mkdir(parents=True, exist_ok=True)
-    opened = RunFolder(folder, run)
+    opened = RunFolder(folder, run, Meter(folder, notes=is_main_process()))
     try:
-        with disk_full_as_user_error(folder, "free some, then go on with --resume true"):
+        with disk_full_as_user_error(folder, "free some, then go on with --resume true"), opened.meter.running():
             if made:
                 opened._write()
             yield opened
@@ -135,7 +143,7 @@ def _describe(
             labels.update(parent.labels_sha256)
         if path.is_file():
             hashes[name] = file_sha256(path)
-    known = {key: value for key, value in config.items() if key not in _PLACES and not _is_path(value)}
+    known = _known(config)
     identity = make_id("run", stage, known, hashes, sorted(set(parents)), *own)
     return Run(
         id=identity.replace("run-", f"{stage}-"),
@@ -148,6 +156,22 @@ def _describe(
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
         labels_sha256=own or sorted(labels),
     )
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """A run's settings but for places: what its id is made from."""
+    return {key: value for key, value in _known(run.config).items() if not _looks_like_path(value)}
+
+
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _PLACES and not _is_path(value)}
+
+
+def _looks_like_path(value: Any) -> bool:
+    """Also one that is not there any more."""
+    if isinstance(value, list):
+        return any(_looks_like_path(item) for item in value)
+    return isinstance(value, str) and os.sep in value
 
 
 def _is_path(value: Any) -> bool:

@@ -71,7 +71,7 @@ def run(config: Config) -> Run:
         for part in folder.path.glob("*.part"):
             part.unlink()
         finished = sum(response.sampling["finished"] for response in responses) / len(responses)
-        tokens = sum(response.sampling["num_tokens"] for response in responses) / len(responses)
+        folder.tokens_generated = sum(response.sampling["num_tokens"] for response in responses)
         if sentence := cut.sentence("prompts", min(policy.max_length for policy in policies.values())):
             print(sentence)
         return folder.finish(
@@ -79,7 +79,7 @@ def run(config: Config) -> Run:
             num_responses=len(responses),
             num_tasks=num_tasks,
             share_finished=finished,
-            mean_tokens=tokens,
+            mean_tokens=folder.tokens_generated / len(responses),
             cut=cut.metrics(),
         )
 

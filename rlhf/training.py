@@ -1,6 +1,7 @@
 """What every trainer here shares: its log goes to the run folder, it resumes, it saves a plain checkpoint."""
 
 import atexit
+import json
 import math
 import os
 import shutil
@@ -79,10 +80,23 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     with _quiet():
         result = trainer.train(resume_from_checkpoint=last)
         trainer.save_model(str(folder.path))
+    folder.tokens_trained = _tokens_trained(folder.path / "metrics.jsonl")
     if is_main_process():
         # A pickle of the arguments, which run.json holds readably: a checkpoint here needs no unpickling.
         (folder.path / "training_args.bin").unlink(missing_ok=True)
     return {"train_loss": result.training_loss, "steps": trainer.state.global_step}
+
+
+def _tokens_trained(log: Path) -> int:
+    """The tokens of all steps: TRL counts them in `num_tokens`, from 0 again in each attempt of a resumed run."""
+    if not is_main_process() or not log.is_file():
+        return 0
+    total = last = 0
+    for row in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        count = int(row.get("num_tokens") or row.get("eval_num_tokens") or last)
+        total += last if count < last else 0
+        last = count
+    return total + last
 
 
 @contextmanager

@@ -174,15 +174,14 @@ def study(cast: list[tuple[Task, Ranking]], shares: dict[str, float], n: int = 4
         Answers(name, [[Response(f"{name}{at}", f"p{at}", f"text {at} of {name}", "r", sampling)] for at in range(n)])
         for name in NAMES[:2]
     ]
-    settings: dict[str, Any] = dict.fromkeys(
-        ["gold", "reward_model", "prompts", "length_unit", "dtype", "checked_against"]
-    )
+    settings: dict[str, Any] = dict.fromkeys(["gold", "reward_model", "prompts", "length_unit", "dtype"])
     settings |= {
         "policies": NAMES[:2],
         "baseline": "sft",
         "reference": "sft",
         "judges": list(scores),
         "confidence": 0.95,
+        "held_out": {"files": [], "not_found": [], "unknown": []},
     }
     settings |= {
         "decided_by": next(iter(scores)),

@@ -298,7 +298,7 @@ def test_a_prompt_that_was_trained_on(place: Path, tmp_path: Path) -> None:
     run(config(place, tmp_path / "fine", train_data=[str(train)], policies=[str(place / "sft")]), BOTH)
     seen = Demonstration("d1", [{"role": "user", "content": WORDS[2]}, {"role": "assistant", "content": "At six"}])
     write_jsonl(train, [other, seen])
-    with pytest.raises(UserError, match=r"'What time does the shop close\?' is in .*prompts.jsonl and in .*demonstr"):
+    with pytest.raises(UserError, match=r"1 prompt is also in .*demonstr.* `p2`, 'What time does the shop"):
         run(config(place, tmp_path / "out", train_data=[str(train)]), BOTH)
     assert not (tmp_path / "out").exists()
 
@@ -309,7 +309,8 @@ def test_two_training_files_may_share_prompts(place: Path, tmp_path: Path) -> No
     for path in paths:
         write_jsonl(path, rows)
     run(config(place, tmp_path / "out", train_data=paths, policies=[str(place / "sft")]), BOTH)
-    assert report_of(tmp_path / "out")["settings"]["checked_against"] == 2
+    files = report_of(tmp_path / "out")["settings"]["held_out"]["files"]
+    assert files == [{"file": "a.jsonl", "num_prompts": 1}, {"file": "b.jsonl", "num_prompts": 1}]
 
 
 def test_names_of_policies(tmp_path: Path) -> None:

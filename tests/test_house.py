@@ -21,10 +21,11 @@ ROWS = [
     ["rlhf.likelihood", "rlhf.scoring", "rlhf.training", "rlhf.streaming"],
     ["rlhf.generate"],
     ["rlhf.models"],
+    ["rlhf.lineage"],
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding"],
     ["rlhf.config", "rlhf.decoding_graph"],
     ["rlhf.records"],
-    ["rlhf.errors", "rlhf.hardware"],
+    ["rlhf.errors", "rlhf.hardware", "rlhf.usage"],
 ]  # fmt: skip
 # A room that reaches into another one on purpose, and why.
 ALLOWED = {("rlhf.demo", "rlhf.sample")}  # groups responses into tasks as `sample` does

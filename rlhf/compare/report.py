@@ -13,7 +13,7 @@ from rlhf.intervals import Interval
 
 
 def build_report(study: Study) -> dict[str, Any]:
-    """The content of report.json: the same for the same study, on any machine."""
+    """Every number of the report, by the names of `files_of`'s files."""
     names, people = study.names, study.people
     pairs: list[dict[str, Any]] = []
     for a, b in combinations(range(len(names)), 2):
@@ -34,6 +34,14 @@ def build_report(study: Study) -> dict[str, Any]:
         if (built := section.build(study, report)) is not None:
             report[section.key] = built
     return report
+
+
+def files_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each file has, by its name: report.json what is the same for the same study on any machine, and a file
+    of its own for each section that tells of time and place."""
+    apart = {section.key for section in SECTIONS if section.varies} & set(report)
+    same = {key: part for key, part in report.items() if key not in apart}
+    return {"report.json": same} | {f"{key}.json": report[key] for key in sorted(apart)}
 
 
 def _policy_numbers(study: Study, at: int) -> dict[str, Any]:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf.compare.answers import Questions, answer_all, same_place
+from rlhf.compare.held_out import check_held_out
 from rlhf.compare.judges import GOLD, REWARD_MODEL, check_judges, in_order, score_texts
 from rlhf.compare.page import render_page
 from rlhf.compare.people import ask_people, gather
-from rlhf.compare.report import build_report
+from rlhf.compare.report import build_report, files_of
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.compare.terminal import print_report
 from rlhf.config import as_dict
-from rlhf.data.split import check_splits, prompt_key
+from rlhf.data.split import prompt_key
 from rlhf.errors import UserError
 from rlhf.generate import Sampling
 from rlhf.models import load_tokenizer
@@ -50,7 +51,10 @@ class CompareConfig:
     )
     train_data: list[str] = field(
         default_factory=list,
-        metadata={"help": "JSONL files that policies trained on; a prompt that is also in one of them is an error."},
+        metadata={
+            "help": "More JSONL files that policies trained on, beside those that their run folders name; a prompt "
+            "that is in one of them, or nearly, is an error."
+        },
     )
     num_prompts: int | None = field(default=None, metadata={"help": "Take only the first so many prompts."})
     num_responses: int = field(default=1, metadata={"help": "Responses a prompt from each policy."})
@@ -96,6 +100,10 @@ def run(
     reference = settings.reference or next(iter(policies.values()))
     for path in {*policies.values(), reference}:
         load_tokenizer(path, trust_remote_code=settings.trust_remote_code)  # so that a wrong path shows now
+    learners = {**policies, "reference": reference}
+    if settings.reward_model is not None:
+        learners[REWARD_MODEL] = settings.reward_model
+    held_out = check_held_out(prompts, settings.prompts, learners, settings.train_data)
 
     inputs = _inputs(settings, policies)
     with open_run("compare", settings.output_dir, _without_password(as_dict(config)), inputs, settings.resume) as to:
@@ -114,12 +122,13 @@ def run(
         clusters = [prompt_key(prompt.messages) for prompt in prompts]
         bootstrap = Bootstrap(clusters, settings.confidence, settings.num_bootstrap, settings.seed)
         said = None if votes is None else ask_people(votes, answers, bootstrap)
-        recorded = _recorded(settings, policies, reference, judges, prompts)
+        recorded = _recorded(settings, policies, reference, judges, prompts) | {"held_out": held_out.numbers}
         context = Context(config, policies, reference, questions, answers, judges, scores, bootstrap, to.path)
         measured = {section.key: section.measure(context) for section in SECTIONS}
         study = Study(prompts, answers, scores, bootstrap, recorded, said, measured)
         report = build_report(study)
-        write_whole(to.path / "report.json", [json.dumps(report, indent=2, ensure_ascii=False), "\n"])
+        for name, part in files_of(report).items():
+            write_whole(to.path / name, [json.dumps(part, indent=2, ensure_ascii=False), "\n"])
         write_whole(to.path / "report.html", [render_page(study, report)])
         print_report(report)
         return to.finish(**_metrics(report, len(prompts)))
@@ -178,8 +187,6 @@ def _read_prompts(settings: CompareConfig) -> list[Prompt]:
         if prompt.id in seen:
             raise UserError(f"{settings.prompts}: two prompts have the id `{prompt.id}`; give each its own")
         seen.add(prompt.id)
-    for path in settings.train_data:
-        check_splits([settings.prompts, path])
     return prompts
 
 
@@ -239,7 +246,6 @@ def _recorded(
         "num_bootstrap": settings.num_bootstrap,
         "length_unit": "tokens, the end of turn included",
         "kl_unit": "nats a response, policy to reference",
-        "checked_against": len(settings.train_data),
     }
 
 

@@ -52,6 +52,11 @@ def judge_sentence(report: dict[str, Any], judge: str) -> str:
     return f"undecided: no policy beats all others by {label(judge)}; {best[0].better} comes closest, {told}"
 
 
+def leading_standing(report: dict[str, Any], judge: str) -> Standing:
+    """The leading policy against the one that comes closest to it, before one judge."""
+    return min(_best_standings(report, judge), key=lambda one: one.mean)
+
+
 def people_sentences(report: dict[str, Any]) -> list[str]:
     """What people say of each two policies that they judged: plain sentences without a full stop."""
     return [_people_sentence(report, pair) for pair in report["pairs"] if pair["judge"] == PEOPLE]

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf.compare.headline import headline
 from rlhf.compare.judges import label
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sentences import cell, judge_sentence, people_sentences, warnings
@@ -23,7 +24,8 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     for name, numbers in report["policies"].items():
         table.add_row(Text(name), *(cell(numbers[key], key, "\n") for key in shown))
     console.print(table)
-    for judge in judges:
+    console.print(f"{headline(report)}.", markup=False, highlight=False, soft_wrap=True, style="bold")
+    for judge in judges[1:]:
         console.print(f"{judge_sentence(report, judge)}.", markup=False, highlight=False, soft_wrap=True)
     shown_sections = [section for section in SECTIONS if section.key in report]
     said = [sentence for section in shown_sections for sentence in section.says(report)]

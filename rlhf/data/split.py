@@ -119,11 +119,15 @@ def check_splits(paths: Sequence[str | Path]) -> None:
     Raises UserError that names the prompt and both files, and for files that hold no prompts.
     """
     assert_disjoint(
-        (str(number), str(path), messages) for number, path in enumerate(paths) for messages in _prompts_of(Path(path))
+        (str(number), str(path), messages) for number, path in enumerate(paths) for messages in prompts_of(Path(path))
     )
 
 
-def _prompts_of(path: Path) -> Iterator[Messages]:
+def prompts_of(path: Path) -> Iterator[Messages]:
+    """The prompt of each row of a JSONL file of records; a text is one message of the role `text`.
+
+    Raises UserError for a file that is not there or a row without a prompt.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; it should hold records of `rlhf prepare`, one JSON object a line")
     with path.open(encoding="utf-8", errors="replace") as lines:

@@ -114,6 +114,7 @@ def run(config: Config) -> Run:
             metrics |= {key: value for key, value in trainer.evaluate().items() if key != "epoch"}
         metrics |= _guarded(trainer, folder.path)
         metrics |= {"episodes": trainer.ppo.num_episodes, "updates_skipped": trainer.ppo.skipped}
+        folder.tokens_generated, folder.tokens_trained = trainer.ppo.tokens_generated, trainer.ppo.tokens_trained
         return folder.finish(**metrics, cut=cut.metrics())
 
 

@@ -21,6 +21,8 @@ class PPOState:
     bias: float | None
     scale: RunningScale = field(default_factory=RunningScale)
     num_episodes: int = 0
+    tokens_generated: int = 0
+    tokens_trained: int = 0  # prompts included, each epoch's
     skipped: int = 0
     skipped_in_a_row: int = 0
     figures: list[dict[str, float]] = field(default_factory=list)
@@ -50,10 +52,12 @@ class PPOState:
             paid.append(value if episode.finished else value - args.missing_eos_penalty)
         return paid
 
-    def finish_round(self, figures: dict[str, float], num_episodes: int) -> None:
-        """Keep a round's figures until they are logged."""
+    def finish_round(self, figures: dict[str, float], episodes: list[Episode], num_epochs: int) -> None:
+        """Count a round's episodes and tokens, and keep its figures until they are logged."""
         self.figures.append(figures)
-        self.num_episodes += num_episodes
+        self.num_episodes += len(episodes)
+        self.tokens_generated += sum(len(episode.ids) for episode in episodes)
+        self.tokens_trained += num_epochs * sum(episode.length for episode in episodes)
 
     def take_figures(self) -> dict[str, float]:
         """The mean of each figure over the rounds since the last log row, which are then forgotten."""

@@ -144,7 +144,7 @@ class PPOTrainer(Updates, Experience):
         names = [reward.name for reward in self.rewards]
         figures = of_round(batch, names, self.ppo.kl.coef) | figures | seconds | of_speed(episodes, seconds)
         self.ppo.kl.update(figures["kl"], len(episodes))  # the price of the next round
-        self.ppo.finish_round(figures, len(episodes))
+        self.ppo.finish_round(figures, episodes, self.args.num_ppo_epochs)
         return torch.tensor(figures["loss"], device=self.args.device)
 
     def advantages(self, episodes: list[Episode]) -> Batch:

@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from rlhf.compare.headline import headline
 from rlhf.compare.judges import GOLD, REWARD_MODEL, label
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sentences import (
@@ -76,7 +77,7 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
     return environment.get_template("report.html.jinja").render(
         report=report,
         settings=report["settings"],
-        verdict=_sentence(report["verdict"]),
+        verdict=_sentence(headline(report)),
         sentences={name: _sentence(judge_sentence(report, name)) for name in report["settings"]["judges"]},
         people=[_sentence(sentence) for sentence in people_sentences(report)],
         warnings=[*warnings(report), *(line for section in shown for line in section.warnings(report))],
