@@ -14,8 +14,9 @@ from rlhf.records import Prompt, RewardFunction
 GOLD = "gold"
 REWARD_MODEL = "reward_model"
 PEOPLE = "people"  # no function: they have voted, see people.py
+LLM_JUDGE = "llm_judge"  # no function: it sees two responses at a time, see llm_judge/
 
-_LABELS = {GOLD: "gold", REWARD_MODEL: "the reward model"}
+_LABELS = {GOLD: "gold", REWARD_MODEL: "the reward model", LLM_JUDGE: "the language model"}
 
 
 def label(judge: str) -> str:

@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf.compare.answers import Answers
 from rlhf.compare.judges import PEOPLE, label
@@ -40,9 +41,17 @@ class Votes:
 
 @dataclass(frozen=True)
 class PeoplePair:
-    """Two policies before people: `pair` with the judge "people", and how many votes of how many it rests on."""
+    """Two policies before people.
+
+    Args:
+        pair: with the judge "people".
+        wins: (prompts,), how often the first policy wins its prompt's votes, ties half; NaN without votes.
+        num_votes: votes that it rests on.
+        num_annotators: people who gave them.
+    """
 
     pair: Pair
+    wins: NDArray[np.float64] = field(compare=False)
     num_votes: int
     num_annotators: int
 
@@ -56,12 +65,16 @@ class People:
         votes: all that was read.
         num_counted: votes that compare two of the policies.
         num_annotators: people who gave those.
+        first_place: 1 where the response shown first won, one half for a tie: of every vote on two responses.
+        first_prompts: the task of each of those.
     """
 
     pairs: dict[tuple[str, str], PeoplePair]
     votes: Votes
     num_counted: int
     num_annotators: int
+    first_place: NDArray[np.float64]
+    first_prompts: list[str]
 
     @property
     def num_elsewhere(self) -> int:
@@ -126,8 +139,20 @@ def ask_people(votes: Votes, answers: Sequence[Answers], bootstrap: Bootstrap) -
             ballots[policies].append(ballot)
         counted += [ranking.annotator] if found else []
     names = [answer.name for answer in answers]
-    pairs = {(names[a], names[b]): _pair(names[a], names[b], ballots[a, b], bootstrap) for a, b in sorted(ballots)}
-    return People(pairs, votes, len(counted), len(set(counted)))
+    num_prompts = len(answers[0].responses) if answers else 0
+    pairs = {
+        (names[a], names[b]): _pair(names[a], names[b], ballots[a, b], bootstrap, num_prompts)
+        for a, b in sorted(ballots)
+    }
+    first = [(_first_place(ranking), ranking.task_id) for ranking in votes.rankings if len(ranking.shown) == 2]
+    return People(
+        pairs, votes, len(counted), len(set(counted)), np.array([value for value, _ in first]), [at for _, at in first]
+    )
+
+
+def _first_place(ranking: Ranking) -> float:
+    first, second = (ranking.ranks[id] for id in ranking.shown)
+    return 0.5 if first == second else float(first < second)
 
 
 def _ballots(
@@ -146,7 +171,7 @@ def _ballots(
     return found
 
 
-def _pair(a: str, b: str, ballots: list[_Ballot], bootstrap: Bootstrap) -> PeoplePair:
+def _pair(a: str, b: str, ballots: list[_Ballot], bootstrap: Bootstrap, num_prompts: int) -> PeoplePair:
     by_prompt: dict[int, list[float]] = defaultdict(list)
     for ballot in ballots:
         by_prompt[ballot.prompt].append(ballot.value)
@@ -156,7 +181,9 @@ def _pair(a: str, b: str, ballots: list[_Ballot], bootstrap: Bootstrap) -> Peopl
     ties = fmean(fmean(value == 0.5 for value in by_prompt[prompt]) for prompt in prompts)
     rate = dataclasses.replace(bootstrap, clusters=clusters).interval(wins, (0.0, 1.0))
     annotators = {ballot.annotator for ballot in ballots}
-    return PeoplePair(Pair(a, b, PEOPLE, rate, ties), len(ballots), len(annotators))
+    on_all = np.full(num_prompts, np.nan)
+    on_all[prompts] = wins
+    return PeoplePair(Pair(a, b, PEOPLE, rate, ties), on_all, len(ballots), len(annotators))
 
 
 def disagreements_with_people(report: dict[str, Any]) -> list[str]:

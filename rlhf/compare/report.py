@@ -4,10 +4,10 @@ from itertools import combinations
 from typing import Any
 
 from rlhf.compare.as_json import interval_numbers, maybe_interval, plain
-from rlhf.compare.judges import GOLD, REWARD_MODEL
+from rlhf.compare.judges import GOLD, LLM_JUDGE, REWARD_MODEL
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sentences import judge_sentence
-from rlhf.compare.statistics import Pair, compare_pair, seen_from_the_other, win_rate
+from rlhf.compare.statistics import Pair, compare_pair, pair_of_wins, seen_from_the_other, win_rate
 from rlhf.compare.study import Study
 from rlhf.intervals import Interval
 
@@ -19,6 +19,9 @@ def build_report(study: Study) -> dict[str, Any]:
     for a, b in combinations(range(len(names)), 2):
         for judge, scores in study.scores.items():
             pairs.append(_pair_numbers(compare_pair(names[a], names[b], judge, scores[a], scores[b], study.bootstrap)))
+        if study.language is not None:
+            wins = study.language.wins[names[a], names[b]]
+            pairs.append(_pair_numbers(pair_of_wins(names[a], names[b], LLM_JUDGE, wins, study.bootstrap)))
         if people is not None and (voted := people.pairs.get((names[a], names[b]))) is not None:
             counts = {"num_votes": voted.num_votes, "num_annotators": voted.num_annotators}
             pairs.append(_pair_numbers(voted.pair) | counts)
@@ -29,6 +32,8 @@ def build_report(study: Study) -> dict[str, Any]:
     }
     if people is not None:
         report["people"] = people.numbers
+    if study.language is not None:
+        report["llm_judge"] = study.language.numbers
     report["verdict"] = judge_sentence(report, study.settings["decided_by"])
     for section in SECTIONS:
         if (built := section.build(study, report)) is not None:

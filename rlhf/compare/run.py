@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from rlhf.compare.answers import Questions, answer_all, same_place
 from rlhf.compare.held_out import check_held_out
-from rlhf.compare.judges import GOLD, REWARD_MODEL, check_judges, in_order, score_texts
+from rlhf.compare.judges import GOLD, LLM_JUDGE, REWARD_MODEL, check_judges, in_order, score_texts
+from rlhf.compare.llm_judge.policies import check_two, judge_policies, read_judge
 from rlhf.compare.page import render_page
 from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report, files_of
@@ -41,6 +42,10 @@ class CompareConfig:
     gold: str | None = field(
         default=None,
         metadata={"help": "A measure to trust, as `module:function`: (prompts, responses, **columns) -> numbers."},
+    )
+    llm_judge: str | None = field(
+        default=None,
+        metadata={"help": "YAML file of a language model that judges over an API; configs/judges/llm.yaml is one."},
     )
     people: str | None = field(
         default=None,
@@ -97,6 +102,10 @@ def run(
     for section in SECTIONS:
         section.check(config, policies)
     votes = None if people is None else gather(*people)
+    language = None
+    if settings.llm_judge is not None:
+        check_two(list(policies))
+        language = read_judge(settings.llm_judge, settings.output_dir)
     reference = settings.reference or next(iter(policies.values()))
     for path in {*policies.values(), reference}:
         load_tokenizer(path, trust_remote_code=settings.trust_remote_code)  # so that a wrong path shows now
@@ -121,11 +130,12 @@ def run(
         scores = {name: score_texts(name, judge, prompts, texts) for name, judge in judges.items()}
         clusters = [prompt_key(prompt.messages) for prompt in prompts]
         bootstrap = Bootstrap(clusters, settings.confidence, settings.num_bootstrap, settings.seed)
+        told = None if language is None else judge_policies(language, prompts, answers)
         said = None if votes is None else ask_people(votes, answers, bootstrap)
         recorded = _recorded(settings, policies, reference, judges, prompts) | {"held_out": held_out.numbers}
         context = Context(config, policies, reference, questions, answers, judges, scores, bootstrap, to.path)
         measured = {section.key: section.measure(context) for section in SECTIONS}
-        study = Study(prompts, answers, scores, bootstrap, recorded, said, measured)
+        study = Study(prompts, answers, scores, bootstrap, recorded, said, told, measured)
         report = build_report(study)
         for name, part in files_of(report).items():
             write_whole(to.path / name, [json.dumps(part, indent=2, ensure_ascii=False), "\n"])
@@ -205,6 +215,7 @@ def _inputs(settings: CompareConfig, policies: dict[str, str]) -> dict[str, str 
         "prompts": settings.prompts,
         "reference": settings.reference,
         "reward_model": settings.reward_model,
+        "llm_judge": settings.llm_judge,
         **{f"policy {name}": path for name, path in policies.items()},
         **{f"train_data {number}": path for number, path in enumerate(settings.train_data)},
     }
@@ -229,7 +240,7 @@ def _recorded(
         "policies": list(policies),
         "baseline": next(iter(policies)),
         "reference": named[0] if named else _folder_name(reference),
-        "judges": list(judges),
+        "judges": [*judges, *([LLM_JUDGE] if settings.llm_judge else [])],
         "decided_by": next(iter(judges)),
         "gold": settings.gold if GOLD in judges else None,
         "reward_model": _folder_name(settings.reward_model or "") if REWARD_MODEL in judges else None,

@@ -5,7 +5,7 @@ responses are averaged, and intervals resample prompts.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,14 @@ def compare_pair(a: str, b: str, judge: str, a_scores: Scores, b_scores: Scores,
     """Two policies before one judge."""
     ties = float(prompt_ties(a_scores, b_scores).mean())
     return Pair(a, b, judge, win_rate(a_scores, b_scores, bootstrap), ties)
+
+
+def pair_of_wins(a: str, b: str, judge: str, wins: NDArray[np.float64], bootstrap: Bootstrap) -> Pair:
+    """Two policies before a judge that compares responses; `wins` is (prompts,), NaN where it did not look."""
+    seen: list[int] = np.flatnonzero(~np.isnan(wins)).tolist()
+    clusters = None if bootstrap.clusters is None else [bootstrap.clusters[prompt] for prompt in seen]
+    rate = replace(bootstrap, clusters=clusters).interval(wins[seen], (0.0, 1.0))
+    return Pair(a, b, judge, rate, float((wins[seen] == 0.5).mean()))
 
 
 def winners(scores: NDArray[np.float64]) -> list[list[int]]:

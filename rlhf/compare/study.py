@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.compare.answers import Answers, Questions
+from rlhf.compare.judges import LLM_JUDGE, PEOPLE
+from rlhf.compare.llm_judge.policies import LanguageJudge
 from rlhf.compare.people import People
 from rlhf.compare.statistics import Bootstrap
 from rlhf.records import Prompt, RewardFunction
@@ -46,7 +48,7 @@ class Study:
     """All that was measured: `scores` is by judge, (policies, prompts, responses), the deciding judge first.
 
     `people` is what the labeling app's annotators say, where they were asked; `measured` what sections measured
-    beside, by the section's key.
+    beside, by the section's key; `language` what a language-model judge says.
     """
 
     prompts: list[Prompt]
@@ -55,9 +57,21 @@ class Study:
     bootstrap: Bootstrap
     settings: dict[str, Any]
     people: People | None = None
+    language: LanguageJudge | None = None
     measured: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """The policies' names, the baseline first."""
         return [answer.name for answer in self.answers]
+
+    @property
+    def verdicts(self) -> dict[str, dict[tuple[str, str], NDArray[np.float64]]]:
+        """What judges say that compare two responses: by judge and the names of two policies, (prompts,), how often
+        the first wins, ties half; NaN on prompts that a judge did not see."""
+        found: dict[str, dict[tuple[str, str], NDArray[np.float64]]] = {}
+        if self.language is not None:
+            found[LLM_JUDGE] = self.language.wins
+        if self.people is not None:
+            found[PEOPLE] = {names: one.wins for names, one in self.people.pairs.items()}
+        return found

@@ -24,12 +24,15 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
     A verdict is one judge's on two policies' responses to one prompt; intervals resample prompts.
     """
     names = study.names
-    if len(study.scores) < 2 or len(names) < 2:
+    if len(study.scores) + len(study.verdicts) < 2 or len(names) < 2:
         return None
     pairs = list(combinations(range(len(names)), 2))
     matrices = {judge: win_matrix(scores) for judge, scores in study.scores.items()}
     verdicts = {judge: np.concatenate([wins[a, b] for a, b in pairs]) for judge, wins in matrices.items()}
     num_prompts = len(study.prompts)
+    unseen = np.full(num_prompts, np.nan)
+    for judge, of_two in study.verdicts.items():
+        verdicts[judge] = np.concatenate([of_two.get((names[a], names[b]), unseen) for a, b in pairs])
     clusters = list(range(num_prompts) if study.bootstrap.clusters is None else study.bootstrap.clusters)
     of_pair = [f"{names[a]} against {names[b]}" for a, b in pairs for _ in range(num_prompts)]
     found = agreements(
