@@ -13,7 +13,8 @@ from rich.console import Console
 
 from rlhf.compare import page as page_module
 from rlhf.compare.answers import Answers
-from rlhf.compare.page import _ticks, charts, render_page
+from rlhf.compare.page import charts, render_page
+from rlhf.compare.page.scales import ticks
 from rlhf.compare.report import build_report
 from rlhf.compare.sentences import number, percent, warnings
 from rlhf.compare.statistics import Bootstrap
@@ -147,7 +148,7 @@ def test_numbers_for_people() -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.47, 0.53), (-3, 17), (5, 5), (0, 0), (45.1, 45.2), (-1e-4, 2e6)])
 def test_scales_hold_their_values(low: float, high: float) -> None:
-    marks = _ticks(low, high, (1.0, 2.0, 2.5, 5.0, 10.0))
+    marks = ticks(low, high, (1.0, 2.0, 2.5, 5.0, 10.0))
     rounding = 1e-6 * max(high - low, 1e-6)
     assert marks[0] <= low + rounding and marks[-1] >= high - rounding
     assert 2 <= len(marks) <= 6 and marks == sorted(set(marks))
