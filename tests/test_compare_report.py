@@ -252,7 +252,8 @@ def test_contrast_is_enough(scheme: int) -> None:
     text = [("ink", "paper"), ("ink", "panel"), ("soft", "paper"), ("soft", "panel"), ("warn-ink", "warn")]
     text += [("good-ink", "good"), ("cut", "panel"), ("accent", "paper")]
     assert all(ratio(*pair) >= 4.5 for pair in text)
-    assert all(ratio(ink, "panel") >= 3 for ink in ("accent", "grey"))
+    dots = ("accent", "grey", "blue", "vermilion", "green", "purple", "orange", "sky")
+    assert all(ratio(ink, "panel") >= 3 for ink in dots)
 
 
 def _opened(browser: Any, folder: Path, one: Study, width: int = 360) -> tuple[Any, list[str]]:

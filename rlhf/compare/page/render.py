@@ -9,14 +9,17 @@ import jinja2
 from markupsafe import Markup
 
 from rlhf.compare.judges import label
+from rlhf.compare.page.frontier_figure import frontier_figures
 from rlhf.compare.page.measures import charts, measures
 from rlhf.compare.page.side_by_side import examples
-from rlhf.compare.sections import SECTIONS
+from rlhf.compare.sections import SECTIONS, Section
 from rlhf.compare.sentences import judge_sentence, number, people_sentences, percent, shown_mean, shown_span, warnings
 from rlhf.compare.statistics import UNDECIDED
 from rlhf.compare.study import Study
 
 _HERE = Path(__file__).parent
+# What a section's template gets as `view.figures`; drawn here, as a section knows nothing of pages.
+_FIGURES = {"frontier": frontier_figures}
 
 
 def render_page(study: Study, report: dict[str, Any]) -> str:
@@ -39,7 +42,7 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
         sentences={name: _sentence(judge_sentence(report, name)) for name in report["settings"]["judges"]},
         people=[_sentence(sentence) for sentence in people_sentences(report)],
         warnings=[*warnings(report), *(line for section in shown for line in section.warnings(report))],
-        sections=[(section, section.view(report)) for section in shown],
+        sections=[(section, _view(section, report)) for section in shown],
         charts=charts(report),
         measures=measures(report),
         shown_mean=shown_mean,
@@ -51,6 +54,11 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
         style=Markup(style),
         style_hash=_csp_hash(style),
     )
+
+
+def _view(section: Section, report: dict[str, Any]) -> dict[str, Any]:
+    figures = _FIGURES.get(section.key)
+    return section.view(report) | ({} if figures is None else {"figures": figures(report)})
 
 
 def _sentence(text: str) -> str:
