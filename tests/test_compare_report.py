@@ -216,7 +216,7 @@ def test_model_text_is_never_markup() -> None:
     page = render_page(one, build_report(one))
     parsed = _Page(page)
     assert len(parsed.scripts) == 2 and "img" not in parsed.tags and "b" in parsed.tags
-    assert parsed.handlers == [] and parsed.links == ["#texts"]
+    assert parsed.handlers == [] and all(link.startswith("#") for link in parsed.links)
     assert "<b>{{7*7}}" not in page and "&lt;b&gt;{{7*7}}" in page
     data = json.loads(parsed.scripts[0])
     assert data["prompts"][0]["policies"][1][0]["text"] == EVIL  # whole, and only data

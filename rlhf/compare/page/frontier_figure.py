@@ -210,7 +210,7 @@ def _mark(panel: _Panel, point: dict[str, Any], shape: str) -> Mark:
     told = f"{point_name(point)}: {cell(point['gold'], 'gold')} at {'at most ' * point['kl_is_bound']}{kl} nats"
     low, high = point["kl"]["low"], point["kl"]["high"]
     across = None if low is None or high is None else (panel.x(low), panel.x(high), y)
-    label = (x + 8, y + 14, point["setting"]) if point["method"] == BEST_OF_N else None
+    label = (x - 7, y - 8, point["setting"]) if point["method"] == BEST_OF_N else None
     return Mark(outline(shape, x, y), point["step"] is not None, told, across, _upright(panel, point), label)
 
 

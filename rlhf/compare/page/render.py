@@ -33,6 +33,7 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
     )
     environment.filters |= {"percent": percent, "number": number, "judge": label}
     shown = [section for section in SECTIONS if section.key in report]
+    found = [*warnings(report), *(line for section in shown for line in section.warnings(report))]
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     return environment.get_template("report.html.jinja").render(
@@ -41,7 +42,8 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
         verdict=_sentence(report["verdict"]),
         sentences={name: _sentence(judge_sentence(report, name)) for name in report["settings"]["judges"]},
         people=[_sentence(sentence) for sentence in people_sentences(report)],
-        warnings=[*warnings(report), *(line for section in shown for line in section.warnings(report))],
+        warnings=found,
+        contents=_contents(report, shown, bool(found)),
         sections=[(section, _view(section, report)) for section in shown],
         charts=charts(report),
         measures=measures(report),
@@ -54,6 +56,20 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
         style=Markup(style),
         style_hash=_csp_hash(style),
     )
+
+
+def _contents(report: dict[str, Any], shown: list[Section], with_warnings: bool) -> list[tuple[str, str]]:
+    """The ids and titles of the page's parts, in order."""
+    return [
+        *([("warnings", "Before you rely on this")] if with_warnings else []),
+        ("verdicts", "What the judges say"),
+        ("measures", "The measures"),
+        ("policies", "Policies"),
+        *([("pairs", "Pairs")] if report["pairs"] else []),
+        *((section.key, section.title) for section in shown),
+        ("texts", "Side by side"),
+        ("how", "How this was measured"),
+    ]
 
 
 def _view(section: Section, report: dict[str, Any]) -> dict[str, Any]:
