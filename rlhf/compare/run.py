@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from rlhf.compare.answers import Questions, answer_all, same_place
 from rlhf.compare.judges import GOLD, REWARD_MODEL, check_judges, in_order, score_texts
+from rlhf.compare.markdown import render_markdown
 from rlhf.compare.page import render_page
 from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report
@@ -17,6 +18,7 @@ from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
+from rlhf.compare.tables import pairs_csv, policies_csv
 from rlhf.compare.terminal import print_report
 from rlhf.config import as_dict
 from rlhf.data.split import check_splits, prompt_key
@@ -35,7 +37,7 @@ class CompareConfig:
         metadata={"help": "Run folders, checkpoints or Hub ids, the baseline first; `name=path` gives another name."}
     )
     prompts: str = field(metadata={"help": "JSONL file of held-out prompts."})
-    output_dir: str = field(metadata={"help": "The run's folder: report.json, report.html, responses.*.jsonl."})
+    output_dir: str = field(metadata={"help": "The run's folder: report.json, .html, .md, CSV tables, responses."})
     reward_model: str | None = field(default=None, metadata={"help": "Run folder of the reward model that scores."})
     gold: str | None = field(
         default=None,
@@ -77,7 +79,7 @@ def run(
     judges: Mapping[str, RewardFunction],
     people: tuple[Sequence[Task], Sequence[Ranking]] | None = None,
 ) -> Run:
-    """Write `report.json` and `report.html`, print the table, and return the Run with its metrics.
+    """Write report.json, report.html, report.md, policies.csv and pairs.csv, print the table, return the Run.
 
     `judges` are reward functions by name: "gold", "reward_model" or both. `people` is what a label
     store holds of comparisons: the tasks and every answer. Raises UserError for bad settings, missing
@@ -121,6 +123,9 @@ def run(
         report = build_report(study)
         write_whole(to.path / "report.json", [json.dumps(report, indent=2, ensure_ascii=False), "\n"])
         write_whole(to.path / "report.html", [render_page(study, report)])
+        write_whole(to.path / "report.md", [render_markdown(report)])
+        write_whole(to.path / "policies.csv", [policies_csv(report)])
+        write_whole(to.path / "pairs.csv", [pairs_csv(report)])
         print_report(report)
         return to.finish(**_metrics(report, len(prompts)))
 

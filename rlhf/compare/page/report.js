@@ -1,5 +1,149 @@
-
 "use strict";
+// Every text is set with textContent: what a model wrote is never markup.
+const element = (tag, className, text) => {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+};
+const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "");
+
+// ---- Downloads: every figure as SVG, every table as CSV.
+(() => {
+  const SVG = "http://www.w3.org/2000/svg";
+  const STYLES = [
+    "fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "paint-order", "font-family", "font-size",
+    "font-weight", "text-anchor",
+  ];
+
+  const drawn = (tag, attributes, text) => {
+    const made = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    if (text !== undefined) made.textContent = text;
+    return made;
+  };
+
+  // A copy that needs no stylesheet: what the page's style gave is written on each element.
+  const standalone = (svg) => {
+    const copy = svg.cloneNode(true);
+    const copies = [copy, ...copy.querySelectorAll("*")];
+    [svg, ...svg.querySelectorAll("*")].forEach((node, index) => {
+      copies[index].removeAttribute("class");
+      if (node.matches("title, g")) return;
+      const style = getComputedStyle(node);
+      for (const name of node === svg ? ["font-family"] : STYLES) copies[index].setAttribute(name, style.getPropertyValue(name));
+    });
+    return copy;
+  };
+
+  const words = (node, x, y, anchor) => {
+    const style = getComputedStyle(node);
+    return drawn("text", {
+      x, y, "text-anchor": anchor, fill: style.color, "font-family": style.fontFamily, "font-size": style.fontSize,
+      "font-weight": style.fontWeight,
+    }, plain(node));
+  };
+
+  // A chart of the measures is rows of words and strips: as one drawing, one under another.
+  const composed = (figure) => {
+    const width = 640, margin = 16;
+    const all = drawn("svg", {});
+    all.append(words(figure.querySelector("h3"), margin, 28, "start"));
+    let y = 44;
+    const place = (svg, height) => {
+      const copy = standalone(svg);
+      for (const [name, value] of [["x", margin], ["y", y], ["width", width - 2 * margin], ["height", height]]) {
+        copy.setAttribute(name, value);
+      }
+      all.append(copy);
+      y += height;
+    };
+    for (const row of figure.querySelectorAll(".row")) {
+      all.append(words(row.querySelector(".name"), margin, y + 16, "start"));
+      all.append(words(row.querySelector(".value"), width - margin, y + 16, "end"));
+      y += 22;
+      place(row.querySelector("svg"), 26);
+      y += 6;
+    }
+    place(figure.querySelector("svg.axis"), 20);
+    all.setAttribute("viewBox", `0 0 ${width} ${y + 12}`);
+    return all;
+  };
+
+  const figureText = (figure) => {
+    const root = document.documentElement;
+    root.classList.add("paper"); // the colours of paper, whatever the screen has
+    try {
+      const whole = figure.querySelector("svg.wide");
+      const svg = whole ? standalone(whole) : composed(figure);
+      const [, , width, height] = svg.getAttribute("viewBox").split(" ");
+      for (const [name, value] of [["width", width], ["height", height]]) svg.setAttribute(name, value);
+      svg.setAttribute("xmlns", SVG);
+      svg.prepend(drawn("rect", { width, height, fill: "#ffffff" }));
+      return `${new XMLSerializer().serializeToString(svg)}\n`;
+    } finally {
+      root.classList.remove("paper");
+    }
+  };
+
+  // As rlhf.compare.tables guards the files on disk: no spreadsheet runs a cell. A plain number stays one.
+  const cellText = (cell) => {
+    const text = plain(cell);
+    const guarded = /^[=+\-@]/.test(text) && !/^-?[\d.,]+%?$/.test(text) ? `'${text}` : text;
+    return /[",\n\r]/.test(guarded) ? `"${guarded.replaceAll('"', '""')}"` : guarded;
+  };
+  const tableText = (table) => [...table.rows].map((row) => `${[...row.cells].map(cellText).join(",")}\n`).join("");
+
+  const save = (name, type, text) => {
+    const link = element("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  };
+
+  // What a figure or table is about: its own words, or those of the headings above it.
+  const titleOf = (node) => {
+    const own = node.dataset.name || plain(node.querySelector("h3, caption"));
+    const section = node.closest("section");
+    const heads = [...section.querySelectorAll("h2, h3, summary")].filter((head) => (
+      !head.closest("figure") && head.compareDocumentPosition(node) & Node.DOCUMENT_POSITION_FOLLOWING
+      && (head.tagName !== "SUMMARY" || head.parentElement.contains(node))
+    ));
+    const sub = heads.filter((head) => head.tagName === "H3").slice(-1);
+    const inner = heads.filter((head) => head.tagName === "SUMMARY");
+    return [plain(section.querySelector("h2")), ...sub.map(plain), ...inner.map((one) => plain(one).replace(/ \(\d+\)$/, "")), own].filter(Boolean).join(", ");
+  };
+
+  const taken = new Map();
+  const fileName = (title, ending) => {
+    const name = title.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 90).replace(/^-|-$/g, "") || "report";
+    const count = (taken.get(name + ending) || 0) + 1;
+    taken.set(name + ending, count);
+    return `${name}${count > 1 ? `-${count}` : ""}.${ending}`;
+  };
+
+  const addButton = (node, kind, type, textOf) => {
+    const title = titleOf(node), name = fileName(title, kind.toLowerCase());
+    const button = element("button", "download", kind);
+    button.type = "button";
+    button.setAttribute("aria-label", `Download ${title} as ${kind}`);
+    button.addEventListener("click", () => save(name, type, textOf(node)));
+    return button;
+  };
+
+  document.querySelectorAll("main figure").forEach((figure) => {
+    figure.append(addButton(figure, "SVG", "image/svg+xml", figureText));
+  });
+  document.querySelectorAll("main table").forEach((table) => {
+    const box = element("div", "scroll");
+    const button = addButton(table, "CSV", "text/csv", tableText);
+    table.replaceWith(box);
+    box.append(table);
+    box.after(button);
+  });
+})();
+
 // The browser of texts. Every text is set with textContent: what a model wrote is never markup.
 (() => {
   const PAGE = 10;
@@ -7,13 +151,6 @@
   const find = (id) => document.getElementById(id);
   const search = find("search"), show = find("show"), order = find("order"), cards = find("cards");
   let page = 0;
-
-  const element = (tag, className, text) => {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
 
   data.prompts.forEach((prompt, at) => {
     const texts = prompt.messages.map((turn) => turn[1]);
