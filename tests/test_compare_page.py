@@ -2,7 +2,12 @@
 
 import html.parser
 
-from rlhf.compare.page import render_page
+import numpy as np
+import pytest
+
+from rlhf.compare.page import examples, render_page
+from rlhf.compare.page.flags import flags
+from rlhf.compare.page.side_by_side import contradictions
 from rlhf.compare.report import build_report
 from rlhf.compare.study import Study
 from tests.test_compare_report import study, wins
@@ -44,3 +49,31 @@ def test_what_a_report_has_not_is_not_in_its_contents() -> None:
     alone = Page(page_of(study([[0.0] * 40], None)))
     assert "pairs" not in alone.sections and "standing" not in alone.sections
     assert [link.removeprefix("#") for link in alone.links[1:]] == alone.sections
+
+
+def test_how_strongly_judges_contradict_each_other() -> None:
+    """Margins of gold are 3, -1, 0, -1 (root mean square sqrt(11/4)), of the score -20, 20, 20, -20 (20)."""
+    gold = np.array([[3.0, 0, 0, 0], [0, 1, 0, 1]])[:, :, None]
+    score = np.array([[0.0, 20, 20, 0], [20, 0, 0, 20]])[:, :, None]
+    unit = (11 / 4) ** 0.5
+    # The less sure of two that differ: the score on the first prompt, gold on the second; a tie contradicts nobody.
+    assert contradictions({"gold": gold, "score": score}) == pytest.approx([1.0, 1 / unit, 0, 0])
+    assert contradictions({"gold": gold, "same": gold}) == pytest.approx([0, 0, 0, 0])
+    assert contradictions({"gold": gold, "constant": np.zeros_like(gold)}) == pytest.approx([0, 0, 0, 0])
+    assert contradictions({"gold": gold}).tolist() == [0, 0, 0, 0]
+    assert contradictions({"gold": gold[:1], "score": score[:1]}).tolist() == [0, 0, 0, 0]
+
+
+def test_flags_of_sections() -> None:
+    report = {
+        "verdict": "x",
+        "pairs": [],
+        "safety": {"flags": [{"prompt": "p1", "policy": "dpo", "why": "refuses"}] * 2},
+        "quality": {"flags": [{"prompt": "p1", "policy": "dpo", "why": "repeats"}]},
+        "standing": {"judges": {}},
+    }
+    assert flags(report) == {("p1", "dpo"): ["refuses", "repeats"]}
+    one = study(wins(0.2, 2), None)
+    shown = examples(one, build_report(one) | report)
+    assert [prompt["flags"] for prompt in shown["prompts"]] == [[[], []], [[], ["refuses", "repeats"]]]
+    assert [prompt["flags"] for prompt in examples(one)["prompts"]] == [[[], []], [[], []]]

@@ -14,17 +14,19 @@ import pytest
 from rlhf.compare.page import render_page
 from rlhf.compare.report import build_report
 from rlhf.compare.study import Study
-from rlhf.records import Prompt, Response
+from rlhf.records import Prompt
 from tests.hostile import HOSTILE
 from tests.test_compare_page_frontier import best_of_n, curve, frontier_study
 from tests.test_compare_report import evil_study, study, wins
 
 
 @contextmanager
-def opened(browser: Any, folder: Path, one: Study, width: int = 1280, hash: str = "", **how: Any) -> Iterator[Any]:
+def opened(
+    browser: Any, folder: Path, one: Study, width: int = 1280, hash: str = "", report: Any = None, **how: Any
+) -> Iterator[Any]:
     """A study's page; fails where it says anything on the console or asks for anything."""
     path = folder / "report.html"
-    path.write_text(render_page(one, build_report(one)), encoding="utf-8", errors="backslashreplace")
+    path.write_text(render_page(one, report or build_report(one)), encoding="utf-8", errors="backslashreplace")
     page = browser.new_page(viewport={"width": width, "height": 900}, **how)
     trouble: list[str] = []
     page.on("console", lambda message: trouble.append(message.text))
@@ -82,3 +84,174 @@ def test_every_figure_comes_as_svg_on_white(scheme: str, browser: Any, tmp_path:
         words = ["".join(node.itertext()) for node in drawn.findall("{http://www.w3.org/2000/svg}text")]
         assert name == "the-measures-gold.svg" and words[:2] == ["Gold", "sft"] and words[3] == "dpo"
         assert len(drawn.findall("{http://www.w3.org/2000/svg}svg")) == 4  # three strips and the scale
+
+
+# ---- The browser of texts
+
+
+def position(page: Any) -> tuple[str, str]:
+    """Which prompt is shown, and where among those found."""
+    return page.locator(".card h3 span").first.text_content(), page.locator(".status").first.text_content()
+
+
+def judged() -> Study:
+    """25 prompts of two policies: judges disagree on 8 and 10, one response of 4 is cut, 21's is the longest."""
+    gold, score = wins(0.2, 25), wins(0.2, 25)
+    gold[1][7], score[1][7] = 5.0, -1.0
+    gold[1][9], score[1][9] = 0.5, -0.5
+    one = study(gold, score)
+    rows = one.answers[1].responses
+    for at, changes in ((3, {"finished": False}), (20, {"num_tokens": 400})):
+        rows[at] = [dataclasses.replace(rows[at][0], sampling=rows[at][0].sampling | changes)]
+    return one
+
+
+def test_texts_are_filtered_searched_and_ordered(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, tmp_path, judged()) as page:
+        assert position(page) == ("Prompt 1", "1 of 25") and page.locator(".card").count() == 1
+        page.select_option("#texts-show", label="where judges disagree (2)")
+        assert position(page) == ("Prompt 8", "1 of 2")
+        marks = page.locator(".mark").all_text_contents()
+        assert marks == ["judges disagree", "best by the reward model", "best by gold"]
+        page.select_option("#texts-show", label="with an unfinished response (1)")
+        assert position(page) == ("Prompt 4", "1 of 1") and page.locator(".cut").count() == 1
+        page.select_option("#texts-show", label="every prompt (25)")
+        page.fill("#texts-search", "QUESTION 12")
+        assert position(page) == ("Prompt 13", "1 of 1")
+        page.fill("#texts-search", "nothing like it")
+        assert page.locator(".status").first.text_content() == "No prompt matches"
+        assert page.locator(".card").count() == 0 and page.locator(".next").first.is_disabled()
+        page.fill("#texts-search", "")
+        for order, first in (("difference", "Prompt 8"), ("contradiction", "Prompt 8"), ("longest", "Prompt 21")):
+            page.select_option("#texts-order", order)
+            assert position(page) == (first, "1 of 25")
+
+
+def test_buttons_and_arrow_keys_turn(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, tmp_path, judged()) as page:
+        page.keyboard.press("ArrowRight")
+        assert position(page) == ("Prompt 1", "1 of 25")  # the texts are not on the screen
+        page.locator("#texts").scroll_into_view_if_needed()
+        page.locator(".next").first.click()
+        page.keyboard.press("ArrowRight")
+        assert position(page) == ("Prompt 3", "3 of 25")
+        page.keyboard.press("ArrowLeft")
+        page.locator(".previous").last.click()
+        assert position(page) == ("Prompt 1", "1 of 25") and page.locator(".previous").first.is_disabled()
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("Control+ArrowRight")
+        page.focus("#texts-search")
+        page.keyboard.press("ArrowRight")
+        assert position(page) == ("Prompt 1", "1 of 25")
+
+
+def test_the_address_leads_back(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, tmp_path, judged()) as page:
+        assert page.evaluate("location.hash") == ""
+        page.select_option("#texts-show", "disagree")
+        page.select_option("#texts-order", "contradiction")
+        page.locator(".next").first.click()
+        address = page.evaluate("location.hash")
+        assert address == "#texts?prompt=10&show=disagree&order=contradiction"
+        page.locator(".contents a").first.click()
+        assert page.evaluate("location.hash") == "#warnings" and position(page) == ("Prompt 10", "2 of 2")
+        page.fill("#texts-search", "a & b=c")
+        assert page.evaluate("location.hash") == "#texts?show=disagree&order=contradiction&search=a+%26+b%3Dc"
+        page.evaluate("location.hash = '#texts?prompt=2&show=best%3Agold%3A1'")
+        page.locator(".card h3 span", has_text="Prompt 2").first.wait_for()
+    with opened(browser, tmp_path, judged(), hash=address) as page:
+        assert position(page) == ("Prompt 10", "2 of 2")
+        assert page.input_value("#texts-order") == "contradiction"
+        assert abs(page.locator("#texts").bounding_box()["y"]) < 900
+    with opened(browser, tmp_path, judged(), hash='#texts?prompt=x&show=<b>&order="]&search=%00') as page:
+        assert page.locator(".status").first.text_content() == "No prompt matches"
+
+
+def test_what_sections_flag(browser: Any, tmp_path: Path) -> None:
+    one = judged()
+    report = build_report(one)
+    report["standing"]["flags"] = [
+        {"prompt": "p4", "policy": "dpo", "why": "refuses"},
+        {"prompt": "p4", "policy": "dpo", "why": "<i>loops</i>"},
+        {"prompt": "p6", "policy": "sft", "why": "refuses"},
+    ]
+    with opened(browser, tmp_path, one, report=report) as page:
+        page.select_option("#texts-show", label="flagged (2)")
+        assert position(page) == ("Prompt 5", "1 of 2")
+        assert page.locator(".flag").all_text_contents() == ["refuses", "<i>loops</i>"]
+        page.select_option("#texts-show", label="flagged: refuses (2)")
+        page.locator(".next").first.click()
+        assert position(page) == ("Prompt 7", "2 of 2")
+        assert page.locator(".answer").first.locator(".flag").count() == 1
+        page.select_option("#texts-show", label="flagged: <i>loops</i> (1)")
+        assert position(page) == ("Prompt 5", "1 of 1")
+
+
+def test_two_thousand_prompts(browser: Any, tmp_path: Path) -> None:
+    """One prompt is in the document at a time, and a search over all of them ends within a frame or two."""
+    num = 2_000
+    one = study(wins(0.3, num), wins(0.6, num))
+    for answer in one.answers:
+        for at, row in enumerate(answer.responses):
+            row[0] = dataclasses.replace(row[0], text=f"{row[0].text} " + "word " * 200)
+            answer.responses[at] = row
+    with opened(browser, tmp_path, one) as page:
+        assert position(page) == ("Prompt 1", "1 of 2000")
+        assert page.evaluate("document.querySelectorAll('#texts *').length") < 100
+        took = page.evaluate(
+            """() => {
+              const field = document.getElementById("texts-search"), times = [];
+              for (const words of ["answer 7", "word word", "answer 1999"]) {
+                const start = performance.now();
+                field.value = words;
+                field.dispatchEvent(new Event("input"));
+                times.push(performance.now() - start);
+              }
+              return times;
+            }"""
+        )
+        assert max(took) < 2_000  # about 20 ms here; a machine that is busy may take long
+        assert position(page) == ("Prompt 2000", "1 of 1")
+
+
+def test_no_hostile_text_does_anything(browser: Any, tmp_path: Path) -> None:
+    """Every hostile text of up to 100,000 characters as prompt, response and reason; all are shown as they are."""
+    texts = [text for _, text in HOSTILE if len(text) <= 100_000]
+    one = study([[0.0] * len(texts), [1.0] * len(texts)], None)
+    prompts = [Prompt(f"{at} {text[:40]}", [{"role": "user", "content": text}]) for at, text in enumerate(texts)]
+    for at, text in enumerate(texts):
+        row = one.answers[1].responses[at]
+        row[0] = dataclasses.replace(row[0], text=text)
+    one = dataclasses.replace(one, prompts=prompts)
+    report = build_report(one)
+    report["standing"]["flags"] = [
+        {"prompt": prompt.id, "policy": "dpo", "why": text[:200] or "-"}
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    with opened(browser, tmp_path, one, 390, report=report) as page:
+        shown = page.evaluate(
+            """() => [...Array(Number(document.querySelector(".status").textContent.split(" ")[2]))].map(() => {
+              const found = [...document.querySelectorAll(".card .text")].map((one) => one.textContent);
+              document.querySelector(".next").click();
+              return [found[0], found[2], document.querySelectorAll("#texts-card :is(script, img, svg, a, b)").length];
+            })"""
+        )
+        assert shown == [[text or "(empty)", text or "(empty)", 0] for text in texts]
+        assert page.title() == "Comparison of sft, dpo"
+
+
+# ---- Widths
+
+
+@pytest.mark.parametrize("width", [390, 768, 1440])
+def test_the_page_never_scrolls_sideways(width: int, browser: Any, tmp_path: Path) -> None:
+    one = whole()
+    long = "x" * 400
+    row = one.answers[1].responses[0]
+    row[0] = dataclasses.replace(row[0], text=long)
+    with opened(browser, tmp_path, one, width) as page:
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.locator("svg.frontier:visible").count() == 1
+    with opened(browser, tmp_path, evil_study(), width) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == width

@@ -272,39 +272,10 @@ def test_a_browser_runs_nothing_that_a_model_wrote(browser: Any, tmp_path: Path)
     assert page.title() == "Comparison of sft, <b>{{7*7}}"
     texts = page.locator(".card").first.locator(".text").all_text_contents()
     assert texts == [EVIL, "Answer 0 of 0", EVIL]
-    assert page.locator("#cards img, #cards script, #cards b").count() == 0
+    assert page.locator("#texts-card img, #texts-card script, #texts-card b").count() == 0
+    page.locator(".next").first.click()
     arabic = page.get_by_text(ARABIC)
     assert arabic.evaluate("node => getComputedStyle(node).direction") == "rtl"
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert trouble == []
-    page.close()
-
-
-def test_the_browser_of_texts_filters_orders_and_turns(browser: Any, tmp_path: Path) -> None:
-    gold, score = wins(0.2, 25), wins(0.2, 25)
-    gold[1][7], score[1][7] = 5.0, -1.0  # here alone the judges disagree, and here the difference is largest
-    page, _ = _opened(browser, tmp_path, study(gold, score), 1280)
-
-    def first() -> str:
-        return page.locator(".card h3 span").first.text_content()
-
-    def status() -> str:
-        return page.locator(".status").first.text_content()
-
-    assert (first(), status()) == ("Prompt 1 of 25", "1 to 10 of 25")
-    page.locator(".next").first.click()
-    page.locator(".next").last.click()
-    assert (first(), status()) == ("Prompt 21 of 25", "21 to 25 of 25")
-    assert page.locator(".next").first.is_disabled()
-    page.fill("#search", "QUESTION 12")
-    assert (first(), status()) == ("Prompt 13 of 25", "1 to 1 of 1")
-    page.fill("#search", "nothing like it")
-    assert status() == "No prompt matches" and page.locator(".card").count() == 0
-    page.fill("#search", "")
-    page.select_option("#show", label="where judges disagree (1)")
-    assert (first(), status()) == ("Prompt 8 of 25", "1 to 1 of 1")
-    assert page.locator(".mark").all_text_contents() == ["judges disagree", "best by the reward model", "best by gold"]
-    page.select_option("#show", label="every prompt (25)")
-    page.select_option("#order", "difference")
-    assert first() == "Prompt 8 of 25"
     page.close()

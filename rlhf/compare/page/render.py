@@ -50,7 +50,7 @@ def render_page(study: Study, report: dict[str, Any]) -> str:
         shown_mean=shown_mean,
         shown_span=shown_span,
         undecided=UNDECIDED,
-        examples=examples(study),
+        examples=examples(study, report),
         script=Markup(script),
         script_hash=_csp_hash(script),
         style=Markup(style),

@@ -10,7 +10,7 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
 
 // ---- Downloads: every figure as SVG, every table as CSV.
 (() => {
-  const SVG = "http://www.w3.org/2000/svg";
+  const SVG = document.querySelector("svg").namespaceURI;
   const STYLES = [
     "fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "paint-order", "font-family", "font-size",
     "font-weight", "text-anchor",
@@ -144,45 +144,65 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
   });
 })();
 
-// The browser of texts. Every text is set with textContent: what a model wrote is never markup.
+// ---- The browser of texts: one prompt at a time, so that thousands cost nothing.
 (() => {
-  const PAGE = 10;
-  const data = JSON.parse(document.getElementById("examples").textContent);
   const find = (id) => document.getElementById(id);
-  const search = find("search"), show = find("show"), order = find("order"), cards = find("cards");
-  let page = 0;
+  const data = JSON.parse(find("texts-data").textContent);
+  const section = find("texts"), search = find("texts-search"), show = find("texts-show"), order = find("texts-order");
+  const card = find("texts-card");
+  const defaults = { search: "", show: "all", order: "file" };
+  let found = [], position = 0;
 
   data.prompts.forEach((prompt, at) => {
-    const texts = prompt.messages.map((turn) => turn[1]);
-    prompt.policies.forEach((responses) => responses.forEach((one) => texts.push(one.text)));
+    const responses = prompt.policies.flat();
     prompt.at = at;
-    prompt.searched = texts.join("\n").toLowerCase();
-    prompt.longest = Math.max(...prompt.policies.flat().map((one) => one.tokens));
+    prompt.longest = Math.max(...responses.map((one) => one.tokens));
+    prompt.unfinished = responses.some((one) => !one.finished);
+    prompt.flagged = prompt.flags.some((reasons) => reasons.length);
   });
 
+  // Lowered only when somebody searches.
+  const searched = (prompt) => {
+    if (prompt.searched === undefined) {
+      const texts = [prompt.id, ...prompt.messages.map((turn) => turn[1]), ...prompt.policies.flat().map((one) => one.text)];
+      prompt.searched = texts.join("\n").toLowerCase();
+    }
+    return prompt.searched;
+  };
+
   const isBest = (prompt, judge, policy) => prompt.best[judge].length === 1 && prompt.best[judge][0] === policy;
-  const choices = [["every prompt", () => true]];
-  if (data.judges.length > 1) choices.push(["where judges disagree", (prompt) => prompt.disagree]);
+  const choices = new Map();
+  const choice = (key, label, keep) => {
+    const count = data.prompts.filter(keep).length;
+    const option = element("option", "", `${label} (${count})`);
+    option.value = key;
+    show.append(option);
+    choices.set(key, keep);
+  };
+  choice("all", "every prompt", () => true);
+  if (data.judges.length > 1 && data.policies.length > 1) choice("disagree", "where judges disagree", (prompt) => prompt.disagree);
+  choice("unfinished", "with an unfinished response", (prompt) => prompt.unfinished);
+  const reasons = [...new Set(data.prompts.flatMap((prompt) => prompt.flags.flat()))];
+  if (reasons.length) choice("flagged", "flagged", (prompt) => prompt.flagged);
+  if (reasons.length > 1) {
+    for (const why of reasons) choice(`flagged:${why}`, `flagged: ${why}`, (prompt) => prompt.flags.some((one) => one.includes(why)));
+  }
   if (data.policies.length > 1) {
     for (const judge of data.judges) {
       data.policies.forEach((name, policy) => {
-        choices.push([`${name} is best by ${judge.label}`, (prompt) => isBest(prompt, judge.key, policy)]);
+        choice(`best:${judge.key}:${policy}`, `${name} is best by ${judge.label}`, (prompt) => isBest(prompt, judge.key, policy));
       });
-      choices.push([`a tie by ${judge.label}`, (prompt) => prompt.best[judge.key].length > 1]);
+      choice(`tie:${judge.key}`, `a tie by ${judge.label}`, (prompt) => prompt.best[judge.key].length > 1);
     }
   }
-  choices.forEach(([label, keep], index) => {
-    const count = data.prompts.filter(keep).length;
-    const option = element("option", "", `${label} (${count})`);
-    option.value = index;
-    show.append(option);
-  });
 
   const orders = {
     file: (a, b) => a.at - b.at,
     difference: (a, b) => b.difference - a.difference || a.at - b.at,
+    contradiction: (a, b) => b.contradiction - a.contradiction || a.at - b.at,
     longest: (a, b) => b.longest - a.longest || a.at - b.at,
   };
+  if (!choices.has("disagree")) order.querySelector("[value=contradiction]").remove();
 
   const textBlock = (text) => {
     const block = element("p", text ? "text" : "text empty", text || "(empty)");
@@ -192,14 +212,16 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
 
   const marksOf = (prompt, policy) => {
     const marks = element("div", "marks");
-    if (data.policies.length < 2) return marks;
-    data.judges.forEach((judge, index) => {
-      const best = prompt.best[judge.key];
-      if (!best.includes(policy)) return;
-      const tied = best.length > 1;
-      const text = tied ? `tied by ${judge.label}` : `best by ${judge.label}`;
-      marks.append(element("span", index > 0 || tied ? "mark other" : "mark", text));
-    });
+    if (data.policies.length > 1) {
+      data.judges.forEach((judge, index) => {
+        const best = prompt.best[judge.key];
+        if (!best.includes(policy)) return;
+        const tied = best.length > 1;
+        const text = tied ? `tied by ${judge.label}` : `best by ${judge.label}`;
+        marks.append(element("span", index > 0 || tied ? "mark other" : "mark", text));
+      });
+    }
+    for (const why of prompt.flags[policy]) marks.append(element("span", "mark flag", why));
     return marks;
   };
 
@@ -220,42 +242,78 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
   };
 
   const cardOf = (prompt) => {
-    const card = element("article", "card");
+    const made = element("article", "card");
     const title = element("h3");
-    title.append(element("span", "", `Prompt ${prompt.at + 1} of ${data.prompts.length}`), element("span", "n", prompt.id));
+    title.append(element("span", "", `Prompt ${prompt.at + 1}`), element("span", "n", prompt.id));
     if (prompt.disagree) title.append(element("span", "mark other", "judges disagree"));
-    card.append(title);
+    made.append(title);
     for (const [role, text] of prompt.messages) {
       const turn = element("div", "turn");
       turn.append(element("div", "role", role), textBlock(text));
-      card.append(turn);
+      made.append(turn);
     }
     const answers = element("div", "answers");
     prompt.policies.forEach((responses, policy) => answers.append(answerOf(prompt, responses, policy)));
-    card.append(answers);
-    return card;
+    made.append(answers);
+    return made;
+  };
+
+  const select = () => {
+    const words = search.value.trim().toLowerCase();
+    const keep = choices.get(show.value);
+    found = data.prompts.filter((prompt) => keep(prompt) && (!words || searched(prompt).includes(words)));
+    found.sort(orders[order.value]);
   };
 
   const draw = () => {
-    const words = search.value.trim().toLowerCase();
-    const keep = choices[Number(show.value)][1];
-    const found = data.prompts.filter((prompt) => keep(prompt) && prompt.searched.includes(words));
-    found.sort(orders[order.value]);
-    page = Math.max(0, Math.min(page, Math.ceil(found.length / PAGE) - 1));
-    const start = page * PAGE, end = Math.min(start + PAGE, found.length);
-    cards.replaceChildren(...found.slice(start, end).map(cardOf));
-    const status = found.length ? `${start + 1} to ${end} of ${found.length}` : "No prompt matches";
+    position = Math.max(0, Math.min(position, found.length - 1));
+    card.replaceChildren(...found.slice(position, position + 1).map(cardOf));
+    const status = found.length ? `${position + 1} of ${found.length}` : "No prompt matches";
     document.querySelectorAll(".status").forEach((place) => { place.textContent = status; });
-    document.querySelectorAll(".previous").forEach((button) => { button.disabled = page === 0; });
-    document.querySelectorAll(".next").forEach((button) => { button.disabled = end >= found.length; });
+    document.querySelectorAll(".previous").forEach((button) => { button.disabled = position === 0; });
+    document.querySelectorAll(".next").forEach((button) => { button.disabled = position >= found.length - 1; });
+  };
+
+  // The state is in the address, so that a link leads to a text: #texts?prompt=8&show=disagree
+  const START = "#texts?";
+  const remember = () => {
+    const state = new URLSearchParams();
+    if (found.length) state.set("prompt", found[position].at + 1);
+    for (const [key, field] of [["show", show], ["order", order], ["search", search]]) {
+      if (field.value !== defaults[key]) state.set(key, field.value);
+    }
+    try {
+      history.replaceState(null, "", `${START}${state}`);
+    } catch { /* a browser that lets no file change its address shows the texts all the same */ }
+  };
+  const restore = () => {
+    if (!location.hash.startsWith(START)) return false;
+    const state = new URLSearchParams(location.hash.slice(START.length));
+    const asked = (key) => state.get(key) ?? defaults[key];
+    search.value = asked("search");
+    show.value = choices.has(asked("show")) ? asked("show") : defaults.show;
+    order.value = [...order.options].some((option) => option.value === asked("order")) ? asked("order") : defaults.order;
+    select();
+    position = found.findIndex((prompt) => String(prompt.at + 1) === state.get("prompt"));
+    draw();
+    section.scrollIntoView();
+    return true;
   };
 
   const turn = (by, toTop) => {
-    page += by;
+    const before = position;
+    position += by;
     draw();
-    if (toTop) find("texts").scrollIntoView();
+    if (position === before) return;
+    remember();
+    if (toTop) section.scrollIntoView();
   };
-  const restart = () => { page = 0; draw(); };
+  const restart = () => {
+    position = 0;
+    select();
+    draw();
+    remember();
+  };
   search.addEventListener("input", restart);
   show.addEventListener("change", restart);
   order.addEventListener("change", restart);
@@ -264,7 +322,19 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
     pager.querySelector(".next").addEventListener("click", () => turn(1, index > 0));
     pager.hidden = false;
   });
-  find("filters").hidden = false;
-  show.value = "0";
-  draw();
+  // Arrow keys turn while the texts are on the screen and nothing else has a use for them.
+  document.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!by || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.defaultPrevented) return;
+    if (event.target.closest("input, select, textarea, .scroll")) return;
+    const box = section.getBoundingClientRect();
+    if (box.top > innerHeight || box.bottom < 0) return;
+    event.preventDefault();
+    turn(by, false);
+  });
+  window.addEventListener("hashchange", restore);
+  find("texts-filters").hidden = false;
+  show.value = defaults.show;
+  select();
+  if (!restore()) draw();
 })();
