@@ -255,3 +255,32 @@ def test_the_page_never_scrolls_sideways(width: int, browser: Any, tmp_path: Pat
         assert page.locator("svg.frontier:visible").count() == 1
     with opened(browser, tmp_path, evil_study(), width) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+# ---- Paper
+
+
+def test_paper_has_everything_opened_and_no_buttons(browser: Any, tmp_path: Path) -> None:
+    """A4 less its margins is 182 mm, 688 pixels, wide: no table and no figure reaches further."""
+    with opened(browser, tmp_path, whole(), 688, color_scheme="dark") as page:
+        page.emulate_media(media="print", color_scheme="dark")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("details").count() == page.locator("details[open]").count() >= 4
+        wide = "[...document.querySelectorAll('main :is(table, svg, figure, p, td, .card)')]"
+        assert page.evaluate(f"{wide}.filter((one) => one.getBoundingClientRect().right > 688.5).length") == 0
+        assert page.locator("button:visible, input:visible, select:visible, .contents:visible").count() == 0
+        assert page.locator("table:visible").count() == page.locator("main table").count()
+        assert page.locator(".paper-only").is_visible()
+        assert {page.evaluate("getComputedStyle(document.querySelector('thead')).display")} == {"table-header-group"}
+        page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert page.locator("details[open]").count() == 0
+
+
+def test_a_pdf_of_the_page(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, tmp_path, whole()) as page:
+        page.evaluate("window.addEventListener('beforeprint', () => { document.documentElement.lang = 'printed'; })")
+        made = page.pdf(format="A4")
+        assert made.startswith(b"%PDF") and 4 <= made.count(b"/Type /Page\n") <= 14
+        assert page.evaluate("document.documentElement.lang") == "printed"  # what is folded was opened for it
+        assert page.locator("details[open]").count() == 0

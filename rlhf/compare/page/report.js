@@ -144,6 +144,19 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
   });
 })();
 
+// ---- Paper: what is folded is opened for it, and folded again.
+(() => {
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const one of folded) one.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const one of folded) one.open = false;
+    folded = [];
+  });
+})();
+
 // ---- The browser of texts: one prompt at a time, so that thousands cost nothing.
 (() => {
   const find = (id) => document.getElementById(id);
