@@ -12,6 +12,7 @@ from rlhf.compare.answers import Questions, answer_all, same_place
 from rlhf.compare.judges import GOLD, REWARD_MODEL, check_judges, in_order, score_texts
 from rlhf.compare.markdown import render_markdown
 from rlhf.compare.page import render_page
+from rlhf.compare.page.show import show_page
 from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report
 from rlhf.compare.sections import SECTIONS
@@ -64,6 +65,7 @@ class CompareConfig:
     confidence: float = field(default=0.95, metadata={"help": "Confidence of the intervals."})
     dtype: str | None = field(default=None, metadata={"help": "float32 (default), bfloat16, float16 or auto."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
+    open: bool = field(default=False, metadata={"help": "Open report.html in a browser when done."})
     resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run."})
 
 
@@ -100,7 +102,7 @@ def run(
         load_tokenizer(path, trust_remote_code=settings.trust_remote_code)  # so that a wrong path shows now
 
     inputs = _inputs(settings, policies)
-    with open_run("compare", settings.output_dir, _without_password(as_dict(config)), inputs, settings.resume) as to:
+    with open_run("compare", settings.output_dir, _as_recorded(as_dict(config)), inputs, settings.resume) as to:
         sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
         questions = Questions(
             prompts,
@@ -127,7 +129,10 @@ def run(
         write_whole(to.path / "policies.csv", [policies_csv(report)])
         write_whole(to.path / "pairs.csv", [pairs_csv(report)])
         print_report(report)
-        return to.finish(**_metrics(report, len(prompts)))
+        done = to.finish(**_metrics(report, len(prompts)))
+    if settings.open:
+        show_page(Path(settings.output_dir) / "report.html")
+    return done
 
 
 def named_policies(given: list[str]) -> dict[str, str]:
@@ -208,9 +213,10 @@ def _inputs(settings: CompareConfig, policies: dict[str, str]) -> dict[str, str 
     }
 
 
-def _without_password(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as run.json has it: `people` may be a database's URL."""
+def _as_recorded(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as run.json has it: `people` may be a database's URL, and `open` changes no result."""
     url = config["people"]
+    config = {key: value for key, value in config.items() if key != "open"}
     return config if url is None else config | {"people": re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)}
 
 
