@@ -10,7 +10,7 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
 
 // ---- Downloads: every figure as SVG, every table as CSV.
 (() => {
-  const SVG = document.querySelector("svg").namespaceURI;
+  const SVG = document.querySelector("svg")?.namespaceURI;
   const STYLES = [
     "fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "paint-order", "font-family", "font-size",
     "font-weight", "text-anchor",
@@ -74,8 +74,8 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
     const root = document.documentElement;
     root.classList.add("paper"); // the colours of paper, whatever the screen has
     try {
-      const whole = figure.querySelector("svg.wide");
-      const svg = whole ? standalone(whole) : composed(figure);
+      const rows = figure.querySelector(".row");
+      const svg = rows ? composed(figure) : standalone(figure.querySelector("svg.wide") || figure.querySelector("svg"));
       const [, , width, height] = svg.getAttribute("viewBox").split(" ");
       for (const [name, value] of [["width", width], ["height", height]]) svg.setAttribute(name, value);
       svg.setAttribute("xmlns", SVG);
@@ -105,7 +105,7 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
   // What a figure or table is about: its own words, or those of the headings above it.
   const titleOf = (node) => {
     const own = node.dataset.name || plain(node.querySelector("h3, caption"));
-    const section = node.closest("section");
+    const section = node.closest("section") || document.querySelector("main");
     const heads = [...section.querySelectorAll("h2, h3, summary")].filter((head) => (
       !head.closest("figure") && head.compareDocumentPosition(node) & Node.DOCUMENT_POSITION_FOLLOWING
       && (head.tagName !== "SUMMARY" || head.parentElement.contains(node))
@@ -132,7 +132,7 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
     return button;
   };
 
-  document.querySelectorAll("main figure").forEach((figure) => {
+  document.querySelectorAll("main figure:has(svg)").forEach((figure) => {
     figure.append(addButton(figure, "SVG", "image/svg+xml", figureText));
   });
   document.querySelectorAll("main table").forEach((table) => {
