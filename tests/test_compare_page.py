@@ -1,6 +1,7 @@
 """the page: its table of contents, and that it stays one file that nothing can break."""
 
 import html.parser
+import re
 
 import numpy as np
 import pytest
@@ -77,3 +78,14 @@ def test_flags_of_sections() -> None:
     shown = examples(one, build_report(one) | report)
     assert [prompt["flags"] for prompt in shown["prompts"]] == [[[], []], [[], ["refuses", "repeats"]]]
     assert [prompt["flags"] for prompt in examples(one)["prompts"]] == [[[], []], [[], []]]
+
+
+def test_what_many_policies_make_long_is_folded() -> None:
+    """Of six policies there are 15 pairs; of three, 3."""
+    few = study([[float(at)] * 40 for at in range(3)], None)
+    many = study([[float((at * 7 + n) % 5) for n in range(40)] for at in range(6)], None, [f"p{at}" for at in range(6)])
+    assert "Every pair before every judge" not in page_of(few)
+    page = page_of(many)
+    assert page.count("<details>") == page.count("</details>")
+    assert "<summary>Every pair before every judge (15)</summary>\n<table>" in page
+    assert re.search(r"<summary>Undecided pairs \(\d+\)</summary>\n<ul>\n<li>If p\d goes on to win", page)
