@@ -5,7 +5,7 @@ of the distance that a policy has moved. One colour and one shape a method; the 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -63,7 +63,7 @@ class Figure:
     x_label: str
     y_label: str
     note: list[str]
-    methods: list[Method] = field(default_factory=list)
+    methods: list[Method]
 
 
 @dataclass(frozen=True)
@@ -91,50 +91,64 @@ def frontier_figures(report: dict[str, Any]) -> list[Figure]:
 
 
 def _figure(report: dict[str, Any], kind: str, width: float, height: float) -> Figure:
-    part = report["frontier"]
-    reference = report["settings"]["reference"]
-    start = [] if part["start"] is None else [part["start"] | {"step": None}]
+    part, reference = report["frontier"], report["settings"]["reference"]
+    start = [] if part["start"] is None else [part["start"]]
     everything = [*start, *part["points"]]
     marks = _value_ticks(everything)
     most_kl = 1.05 * max(end for one in everything for end in _ends(one["kl"])) or 1.0
     names = list(dict.fromkeys(one["method"] for one in part["points"]))
-    shown = [*names, *([f"{reference}, the start"] if start else [])]
-    entries, num_rows = _legend(shown, width - 12)
-    top = 12 + num_rows * _LEGEND_ROW + 26
+    entries, num_rows = _legend([*names, *(_start_name(reference) for _ in start)], width - 12)
+    top = 38 + num_rows * _LEGEND_ROW
     panel = _Panel(56.0, width - 14, top, top + height, most_kl, marks[0], marks[-1])
     methods = []
     for at, name in enumerate(names):
         points = [one for one in part["points"] if one["method"] == name]
-        style, shape = _look(name, at - (BEST_OF_N in names[:at]))
-        methods.append(_method(panel, name, points, start, style, shape, entries[at]))
-    if start:
-        told = f"{reference}: {cell(start[0]['gold'], 'gold')}"
-        place = (panel.x(start[0]["kl"]["mean"]), panel.y(start[0]["gold"]["mean"]))
-        one = Mark(outline("square", *place), False, told, None, _upright(panel, start[0]))
-        x, y = entries[-1]
-        methods.append(Method(_cut(shown[-1], width), "start", [], [one], (x, y), outline("square", x + 14, y - 4)))
-    step = marks[1] - marks[0]
-    measure = measure_of(part)
-    note = [f"Filled: a finished run; hollow: its checkpoints. Bars: {report['settings']['confidence']:.0%} intervals."]
-    if kind == "narrow":
-        first, _, second = note[0].partition(". ")
-        note = [f"{first}.", second]
+        look = _look(name, at - (BEST_OF_N in names[:at]))
+        methods.append(_method(panel, name, points, start, look, entries[at]))
+    methods += [_start_method(panel, one, reference, entries[-1]) for one in start]
+    measure, note = _capital(measure_of(part)), _note(report, kind)
     return Figure(
         kind,
         width,
         panel.floor + 48 + 16 * len(note),
-        f"{measure[0].upper()}{measure[1:]} against KL to {reference}: {', '.join(names)}",
+        f"{measure} against KL to {reference}: {', '.join(names)}",
         panel.left,
         panel.right,
         panel.top,
         panel.floor,
         [(panel.x(kl), f"{kl:g}") for kl in kl_ticks(most_kl, panel.right - panel.left)],
-        [(panel.y(value), tick_label(value, step, "gold")) for value in marks],
+        [(panel.y(value), tick_label(value, marks[1] - marks[0], "gold")) for value in marks],
         f"KL to {_cut(reference, width / 2)}, nats a response" + (", square-root scale" if kind == "wide" else ""),
-        measure[0].upper() + measure[1:],
+        measure,
         note,
         methods,
     )
+
+
+def _note(report: dict[str, Any], kind: str) -> list[str]:
+    """What marks and bars mean, in a line, or in two on a phone."""
+    lines = ["Filled: a finished run; hollow: its checkpoints."]
+    lines.append(f"Bars: {report['settings']['confidence']:.0%} intervals.")
+    return lines if kind == "narrow" else [" ".join(lines)]
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _start_name(reference: str) -> str:
+    return f"{reference}, the start"
+
+
+def _start_method(panel: _Panel, start: dict[str, Any], reference: str, legend: tuple[float, float]) -> Method:
+    told = f"{reference}: {cell(start['gold'], 'gold')}"
+    path = outline("square", panel.x(start["kl"]["mean"]), panel.y(start["gold"]["mean"]))
+    marks = [Mark(path, False, told, None, _upright(panel, start))]
+    return Method(_cut(_start_name(reference), panel.right), "start", [], marks, legend, _legend_mark("square", legend))
+
+
+def _legend_mark(shape: str, legend: tuple[float, float]) -> str:
+    return outline(shape, legend[0] + 14, legend[1] - 4)
 
 
 def _ends(interval: dict[str, Any]) -> list[float]:
@@ -187,17 +201,16 @@ def _method(
     name: str,
     points: list[dict[str, Any]],
     start: list[dict[str, Any]],
-    style: str,
-    shape: str,
+    look: tuple[str, str],
     legend: tuple[float, float],
 ) -> Method:
+    style, shape = look
     # A run of several points is a path from the start; runs of one point each are a sweep, joined in order of KL.
     runs = [list(run) for _, run in groupby(points, key=lambda one: one["run"])]
     alone = sorted((run[0] for run in runs if len(run) == 1), key=lambda one: one["kl"]["mean"])
     lines = [_line(panel, [*start, *run]) for run in [*(run for run in runs if len(run) > 1), alone] if run]
     marks = [_mark(panel, one, shape) for one in points]
-    x, y = legend
-    return Method(_cut(name, panel.right), style, lines, marks, legend, outline(shape, x + 14, y - 4))
+    return Method(_cut(name, panel.right), style, lines, marks, legend, _legend_mark(shape, legend))
 
 
 def _line(panel: _Panel, points: list[dict[str, Any]]) -> str:
