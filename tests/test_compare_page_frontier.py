@@ -53,6 +53,8 @@ def test_points_lie_on_a_square_root_scale() -> None:
     ]
     assert [mark.hollow for mark in dpo.marks] == [True, False] and not start.marks[0].hollow
     assert dpo.marks[0].told == "dpo, at 1: 1.00 1.00 to 1.00 at 1.00 1.00 to 1.00 nats"
+    assert wide.note == ["Filled: a finished run; hollow: its checkpoints. Bars: 95% intervals."]
+    assert len(narrow.note) == 2
     assert (start.name, start.style) == ("sft, the start", "start")
 
 
@@ -68,6 +70,7 @@ def test_runs_of_one_point_are_joined_in_order_of_kl() -> None:
     report = build_report(frontier_study({"dpo": Curve(points, [None] * 3)}, start=None))
     (line,) = frontier_figures(report)[0].methods[0].lines
     x = [float(place.split(",")[0]) for place in line.split()]
+    assert frontier_figures(report)[1].note == ["Bars: 95% intervals."]  # no checkpoint, so nothing is hollow
     assert len(x) == 3 and x == sorted(x)
 
 

@@ -127,8 +127,9 @@ def _figure(report: dict[str, Any], kind: str, width: float, height: float) -> F
 
 def _note(report: dict[str, Any], kind: str) -> list[str]:
     """What marks and bars mean, in a line, or in two on a phone."""
-    lines = ["Filled: a finished run; hollow: its checkpoints."]
-    lines.append(f"Bars: {report['settings']['confidence']:.0%} intervals.")
+    lines = [f"Bars: {report['settings']['confidence']:.0%} intervals."]
+    if any(one["step"] is not None for one in report["frontier"]["points"]):
+        lines.insert(0, "Filled: a finished run; hollow: its checkpoints.")
     return lines if kind == "narrow" else [" ".join(lines)]
 
 
