@@ -12,13 +12,16 @@ from rlhf.compare.answers import Questions, answer_all, same_place
 from rlhf.compare.held_out import check_held_out
 from rlhf.compare.judges import GOLD, LLM_JUDGE, REWARD_MODEL, check_judges, in_order, score_texts
 from rlhf.compare.llm_judge.policies import check_two, judge_policies, read_judge
+from rlhf.compare.markdown import render_markdown
 from rlhf.compare.page import render_page
+from rlhf.compare.page.show import show_page
 from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report, files_of
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
+from rlhf.compare.tables import pairs_csv, policies_csv
 from rlhf.compare.terminal import print_report
 from rlhf.config import as_dict
 from rlhf.data.split import prompt_key
@@ -37,7 +40,7 @@ class CompareConfig:
         metadata={"help": "Run folders, checkpoints or Hub ids, the baseline first; `name=path` gives another name."}
     )
     prompts: str = field(metadata={"help": "JSONL file of held-out prompts."})
-    output_dir: str = field(metadata={"help": "The run's folder: report.json, report.html, responses.*.jsonl."})
+    output_dir: str = field(metadata={"help": "The run's folder: report.json, .html, .md, CSV tables, responses."})
     reward_model: str | None = field(default=None, metadata={"help": "Run folder of the reward model that scores."})
     gold: str | None = field(
         default=None,
@@ -71,6 +74,7 @@ class CompareConfig:
     confidence: float = field(default=0.95, metadata={"help": "Confidence of the intervals."})
     dtype: str | None = field(default=None, metadata={"help": "float32 (default), bfloat16, float16 or auto."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
+    open: bool = field(default=False, metadata={"help": "Open report.html in a browser when done."})
     resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run."})
 
 
@@ -86,7 +90,7 @@ def run(
     judges: Mapping[str, RewardFunction],
     people: tuple[Sequence[Task], Sequence[Ranking]] | None = None,
 ) -> Run:
-    """Write `report.json` and `report.html`, print the table, and return the Run with its metrics.
+    """Write report.json, report.html, report.md, policies.csv and pairs.csv, print the table, return the Run.
 
     `judges` are reward functions by name: "gold", "reward_model" or both. `people` is what a label
     store holds of comparisons: the tasks and every answer. Raises UserError for bad settings, missing
@@ -115,7 +119,7 @@ def run(
     held_out = check_held_out(prompts, settings.prompts, learners, settings.train_data)
 
     inputs = _inputs(settings, policies)
-    with open_run("compare", settings.output_dir, _without_password(as_dict(config)), inputs, settings.resume) as to:
+    with open_run("compare", settings.output_dir, _as_recorded(as_dict(config)), inputs, settings.resume) as to:
         sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
         questions = Questions(
             prompts,
@@ -140,8 +144,14 @@ def run(
         for name, part in files_of(report).items():
             write_whole(to.path / name, [json.dumps(part, indent=2, ensure_ascii=False), "\n"])
         write_whole(to.path / "report.html", [render_page(study, report)])
+        write_whole(to.path / "report.md", [render_markdown(report)])
+        write_whole(to.path / "policies.csv", [policies_csv(report)])
+        write_whole(to.path / "pairs.csv", [pairs_csv(report)])
         print_report(report)
-        return to.finish(**_metrics(report, len(prompts)))
+        done = to.finish(**_metrics(report, len(prompts)))
+    if settings.open:
+        show_page(Path(settings.output_dir) / "report.html")
+    return done
 
 
 def named_policies(given: list[str]) -> dict[str, str]:
@@ -221,9 +231,10 @@ def _inputs(settings: CompareConfig, policies: dict[str, str]) -> dict[str, str 
     }
 
 
-def _without_password(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as run.json has it: `people` may be a database's URL."""
+def _as_recorded(config: dict[str, Any]) -> dict[str, Any]:
+    """The config as run.json has it: `people` may be a database's URL, and `open` changes no result."""
     url = config["people"]
+    config = {key: value for key, value in config.items() if key != "open"}
     return config if url is None else config | {"people": re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)}
 
 
