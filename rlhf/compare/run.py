@@ -15,6 +15,7 @@ from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
+from rlhf.compare.sections.safety import SafetyConfig
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.compare.terminal import print_report
@@ -70,6 +71,7 @@ class Config(NamedTuple):
 
     compare: CompareConfig
     frontier: FrontierConfig = FrontierConfig()
+    safety: SafetyConfig = SafetyConfig()
 
 
 def run(
@@ -97,7 +99,7 @@ def run(
     for path in {*policies.values(), reference}:
         load_tokenizer(path, trust_remote_code=settings.trust_remote_code)  # so that a wrong path shows now
 
-    inputs = _inputs(settings, policies)
+    inputs = _inputs(settings, policies) | config.safety.inputs()
     with open_run("compare", settings.output_dir, _without_password(as_dict(config)), inputs, settings.resume) as to:
         sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
         questions = Questions(

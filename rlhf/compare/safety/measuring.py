@@ -1,0 +1,225 @@
+"""What the section on safety measures: one model in memory at a time, all of it kept in the run folder as JSONL."""
+
+import dataclasses
+import functools
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from rlhf.compare.answers import same_place
+from rlhf.compare.judges import score_texts
+from rlhf.compare.safety.refusals import harmful_prompts, refuses
+from rlhf.compare.safety.toxicity import lexicon_toxicity
+from rlhf.compare.study import Context
+from rlhf.data.encode import CutReport
+from rlhf.data.split import prompt_key
+from rlhf.generate import generate
+from rlhf.models import Policy, load_policy
+from rlhf.records import Prompt, Response, make_id, read_jsonl, write_jsonl
+from rlhf.runs import read_run
+
+REFERENCE = ".reference"  # no policy has such a name: theirs begin with no dot
+
+Rows = Mapping[str, NDArray[np.float64]]  # by policy, and by REFERENCE where it is not one of them
+Texts = list[list[str]]  # by prompt its responses
+
+
+class _Record(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+Kept = TypeVar("Kept", bound=_Record)
+
+
+@dataclass(frozen=True)
+class RefusalTable:
+    """Who refused what.
+
+    Args:
+        harmful: (prompts,).
+        refused: (prompts, responses) of each policy, 1 for a refusal.
+        clusters: the prompt of each row.
+        prompts: the file's name; None where they are compared prompts.
+    """
+
+    harmful: NDArray[np.bool_]
+    refused: Rows
+    clusters: list[str]
+    prompts: str | None
+
+
+@dataclass(frozen=True)
+class ToxicityTable:
+    """Which replies to the compared prompts were flagged.
+
+    Args:
+        flagged: (prompts, responses) of each policy, 1 for a flagged one.
+        by: what flagged them; None is the lexicon.
+    """
+
+    flagged: Rows
+    by: str | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that the section is made from; None is what was not asked for.
+
+    Args:
+        reference: the key of the reference in each table, REFERENCE where it is no policy of the run.
+    """
+
+    reference: str
+    toxicity: ToxicityTable
+    refusals: RefusalTable | None
+
+
+def measure_safety(context: Context, prompts_file: str | None) -> Measured:
+    """Measure every policy, and the reference where it is not one of them.
+
+    Args:
+        context: the run's.
+        prompts_file: Prompts with `harmful` in their meta; without it the compared prompts that have it are taken.
+
+    What was measured lies in the folder `safety` of the run, and a run that goes on loads no model for it again.
+    Raises UserError for a policy without room for the prompts.
+    """
+    asked = _Asked({} if prompts_file is None else {"refusals": read_jsonl(prompts_file, Prompt)})
+    reference = _reference(context)
+    everyone = dict(context.policies) | ({REFERENCE: context.reference} if reference == REFERENCE else {})
+    told = {name: _told(context, asked, name, path) for name, path in everyone.items()}
+    return Measured(reference, _toxicity(context), _refusals(context, prompts_file, asked, told))
+
+
+def _reference(context: Context) -> str:
+    named = [name for name, path in context.policies.items() if same_place(path, context.reference)]
+    return named[0] if named else REFERENCE
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _toxicity(context: Context) -> ToxicityTable:
+    texts = [answer.texts for answer in context.answers]
+    shares = score_texts("toxicity", lexicon_toxicity, context.questions.prompts, texts)
+    flagged = (shares > 0).astype(float)
+    return ToxicityTable(dict(zip(context.policies, flagged, strict=True)), None)
+
+
+def _refusals(
+    context: Context, prompts_file: str | None, asked: "_Asked", told: Mapping[str, "_Told"]
+) -> RefusalTable | None:
+    if prompts_file is not None:
+        prompts = asked.prompts["refusals"]
+        texts = {name: one.replies["refusals"] for name, one in told.items()}
+    else:
+        rows = marked_rows(context.questions.prompts)
+        if not rows:
+            return None
+        prompts = [context.questions.prompts[row] for row in rows]
+        texts = {answer.name: [answer.texts[row] for row in rows] for answer in context.answers}
+    refused = score_texts("refusals", refuses, prompts, list(texts.values()))
+    clusters = [prompt_key(prompt.messages) for prompt in prompts]
+    of = None if prompts_file is None else Path(prompts_file).name
+    return RefusalTable(harmful_prompts(prompts), dict(zip(texts, refused, strict=True)), clusters, of)
+
+
+def marked_rows(prompts: Sequence[Prompt]) -> list[int]:
+    """Which prompts say in their meta whether they are harmful."""
+    return [row for row, prompt in enumerate(prompts) if "harmful" in prompt.meta]
+
+
+# -- one policy ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What every policy is asked: prompts to reply to, by what they are for."""
+
+    prompts: dict[str, list[Prompt]]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What one policy made of it."""
+
+    replies: dict[str, Texts]
+
+
+def _told(context: Context, asked: _Asked, name: str, path: str) -> _Told:
+    """Loads the policy once, and not at all where everything of it is in the run folder."""
+    questions = context.questions
+    load = functools.cache(lambda: load_policy(path, questions.dtype, questions.trust_remote_code))
+    run_id = read_run(path).id if (Path(path) / "run.json").is_file() else path
+    replies = {what: _replies(context, what, prompts, name, run_id, load) for what, prompts in asked.prompts.items()}
+    del load
+    _free_memory()
+    return _Told(replies)
+
+
+def _replies(
+    context: Context, what: str, prompts: list[Prompt], name: str, run_id: str, load: Callable[[], Policy]
+) -> Texts:
+    size = context.questions.num_responses
+    how = [dataclasses.asdict(context.questions.sampling) | {"index": index} for index in range(size)]
+    ids = [make_id("rsp", run_id, prompt.id, prompt.messages, one) for prompt in prompts for one in how]
+    file = _file(context, what, name)
+    responses = _kept(file, Response, ids)
+    if responses is None:
+        responses = [
+            dataclasses.replace(one, id=new, run_id=run_id)
+            for one, new in zip(_answer(context, what, prompts, name, load()), ids, strict=True)
+        ]
+        write_jsonl(file, responses)
+    return [[one.text for one in responses[start : start + size]] for start in range(0, len(responses), size)]
+
+
+def _answer(context: Context, what: str, prompts: list[Prompt], name: str, policy: Policy) -> list[Response]:
+    """The replies in the order of prompts and index, without ids."""
+    questions, messages, cut = context.questions, [prompt.messages for prompt in prompts], CutReport()
+    of = context.reference if name == REFERENCE else name
+    found: dict[tuple[int, int], Response] = {}
+    with tqdm(total=len(messages) * questions.num_responses, desc=f"{of}, {what}", unit=" responses") as bar:
+        for _, batch in generate(
+            policy, messages, questions.num_responses, questions.sampling, questions.batch_size, cut=cut
+        ):
+            for reply in batch:
+                how = dataclasses.asdict(questions.sampling) | {"index": reply.index}
+                how |= {"finished": reply.finished, "num_tokens": len(reply.ids)}
+                found[reply.prompt_index, reply.index] = Response(
+                    "", prompts[reply.prompt_index].id, reply.text, "", how
+                )
+            bar.update(len(batch))
+    if sentence := cut.sentence(f"{what}, prompts of {of}", policy.max_length):
+        print(sentence)
+    return [found[place] for place in sorted(found)]
+
+
+# -- the run folder --------------------------------------------------------------------------------
+
+
+def _file(context: Context, what: str, name: str) -> Path:
+    return context.folder / "safety" / (f"reference.{what}.jsonl" if name == REFERENCE else f"{what}.{name}.jsonl")
+
+
+def _kept(file: Path, kind: type[Kept], ids: list[str]) -> list[Kept] | None:
+    """The records on disk where they are all there, in order; else None."""
+    if not file.is_file():
+        return None
+    records = read_jsonl(file, kind)
+    return records if [record.id for record in records] == ids else None
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,233 @@
+"""The words and tables of the section on safety."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.compare.sentences import percent
+
+_MOST_SENTENCES = 2
+_KINDS = {"wanted": "harmful", "unwanted": "harmless"}
+_Cell = tuple[str, str] | None  # the mean, and its interval with n
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a name, words beside it and a cell a column; `folded` ones open on demand."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, list[str], list[_Cell]]]
+    folded: bool = False
+    first: str = "Policy"
+
+
+def view(report: dict[str, Any]) -> dict[str, Any]:
+    """What the template shows: a part has a title, what it is, and tables."""
+    part = report["safety"]
+    parts = []
+    if "refusals" in part:
+        parts.append({"title": "Refusals", "about": _about_refusals(part["refusals"]), "tables": [_refusals(report)]})
+    if "toxicity" in part:
+        parts.append({"title": "Toxic replies", "about": _about_toxicity(part["toxicity"]), "tables": [_toxic(report)]})
+    return {"parts": parts, "notes": _notes(report)}
+
+
+def sentences(report: dict[str, Any]) -> list[str]:
+    """The first of what was found, a plain sentence without a full stop each."""
+    part, found = report["safety"], []
+    if "refusals" in part:
+        figures = part["refusals"]["policies"]
+        told = [f"{kind} prompts refused: {_each(figures, key)}" for key, kind in _kinds(part["refusals"])]
+        found.append("; ".join(told))
+    if "toxicity" in part:
+        found.append(
+            f"toxic replies by {_flagged_by(part['toxicity'])}: {_each(part['toxicity']['policies'], 'flagged')}"
+        )
+    return found[:_MOST_SENTENCES]
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """Where a whole interval lies on the wrong side of no change."""
+    part, found = report["safety"], []
+    if "refusals" in part:
+        for name, before, change in _moved(report, part["refusals"], "wanted", lambda one: _below(one, 0)):
+            found.append(f"{name} refuses fewer of the harmful prompts than {before}: {_change(report, change)}.")
+        for name, before, change in _moved(report, part["refusals"], "unwanted", lambda one: _above(one, 0)):
+            found.append(f"{name} refuses more of the harmless prompts than {before}: {_change(report, change)}.")
+    if "toxicity" in part:
+        by = _flagged_by(part["toxicity"])
+        for name, before, change in _moved(report, part["toxicity"], "flagged", lambda one: _above(one, 0)):
+            found.append(f"{name} writes more toxic replies than {before} by {by}: {_change(report, change)}.")
+    return found
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _kinds(part: dict[str, Any]) -> list[tuple[str, str]]:
+    """The kinds of prompts that there are."""
+    figures = next(iter(part["policies"].values()))
+    return [(key, kind) for key, kind in _KINDS.items() if figures[key] is not None]
+
+
+def _about_refusals(part: dict[str, Any]) -> str:
+    of = "the compared prompts that say whether they are harmful" if part["prompts"] is None else part["prompts"]
+    return (
+        f"Of {of}: a refusal of a harmful prompt is wanted, one of a harmless prompt is not. Found by patterns in a "
+        "reply's first two sentences, in English; a refusal by changing the subject is not seen."
+    )
+
+
+def _refusals(report: dict[str, Any]) -> Table:
+    part = report["safety"]["refusals"]
+    measures = {f"{kind.capitalize()} refused": key for key, kind in _kinds(part)}
+    return _by_policy(report, part, measures)
+
+
+def _about_toxicity(part: dict[str, Any]) -> str:
+    if part["by"] is not None:
+        return f"The share of replies to the compared prompts that {part['by']} flags."
+    return (
+        "The share of replies to the compared prompts with a word of a short list of insults and threats. Crude: the "
+        "list is blind to meaning, and knows no slurs."
+    )
+
+
+def _flagged_by(part: dict[str, Any]) -> str:
+    return part["by"] or "the lexicon"
+
+
+def _toxic(report: dict[str, Any]) -> Table:
+    return _by_policy(report, report["safety"]["toxicity"], {"Flagged": "flagged"})
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    settings = report["settings"]
+    notes = [
+        "A change is in percentage points, of the same prompts; its interval is paired by prompt. With many rows some "
+        "interval misses by chance."
+    ]
+    missing = [
+        what
+        for key, what in (("refusals", "refusals of the compared prompts"), ("toxicity", "toxic replies"))
+        if (part := report["safety"].get(key)) and part["from_reference"] is None
+    ]
+    if missing and settings["reference"] not in report["policies"]:
+        notes.append(
+            f"No change of {' and '.join(missing)} from {settings['reference']}, the reference, is known: it is not "
+            "one of the policies, so it has not answered the compared prompts."
+        )
+    return notes
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _by_policy(report: dict[str, Any], part: dict[str, Any], measures: Mapping[str, str]) -> Table:
+    """A row a policy; for each measure (title to key) its share, and the changes."""
+    changes = _changes(report, part)
+    columns, rows = [], []
+    for title in measures:
+        columns += [title, *(_change_title(title, before, len(measures)) for before, _ in changes)]
+    for name, tags, figures in _entries(report, part):
+        cells: list[_Cell] = []
+        for key in measures.values():
+            cells.append(_share_cell(figures[key]))
+            cells += [_points_cell(by[name][key] if name in by and not _apart(tags) else None) for _, by in changes]
+        rows.append((name, tags, cells))
+    return Table("", columns, rows)
+
+
+def _change_title(title: str, before: str, num_measures: int) -> str:
+    return f"change from {before}" if num_measures == 1 else f"{title.split()[0]}: change from {before}"
+
+
+def _entries(report: dict[str, Any], part: dict[str, Any]) -> list[tuple[str, list[str], dict[str, Any]]]:
+    """Each policy's name, tags and figures; the reference last where it is none of them."""
+    settings = report["settings"]
+    entries = []
+    for name, figures in part["policies"].items():
+        tags = [tag for tag in ("baseline", "reference") if settings[tag] == name and not _apart_in(part, tag)]
+        entries.append((name, tags, figures))
+    if part["reference"] is not None:
+        entries.append((settings["reference"], ["reference, not compared"], part["reference"]))
+    return entries
+
+
+def _apart_in(part: dict[str, Any], tag: str) -> bool:
+    """Whether a policy only has the name of the reference: that one is another model."""
+    return tag == "reference" and part["reference"] is not None
+
+
+def _apart(tags: Sequence[str]) -> bool:
+    return "reference, not compared" in tags
+
+
+def _changes(report: dict[str, Any], part: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What changes are known, as the name of what from, and by policy."""
+    settings = report["settings"]
+    known = [(settings["baseline"], part["from_baseline"])] if part["from_baseline"] else []
+    if part["from_reference"]:
+        known.append((settings["reference"], part["from_reference"]))
+    return known
+
+
+def _moved(
+    report: dict[str, Any], part: dict[str, Any], key: str, wrong: Callable[[dict[str, Any]], bool]
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Policies that moved the wrong way: their names, from whom, and the change; of each the first that did."""
+    found: dict[str, tuple[str, str, dict[str, Any]]] = {}
+    for before, by in _changes(report, part):
+        for name, figures in by.items():
+            if figures[key] is not None and wrong(figures[key]):
+                found.setdefault(name, (name, before, figures[key]))
+    return list(found.values())
+
+
+# -- numbers ---------------------------------------------------------------------------------------
+
+
+def _above(interval: dict[str, Any], value: float) -> bool:
+    return interval["low"] is not None and interval["low"] > value
+
+
+def _below(interval: dict[str, Any], value: float) -> bool:
+    return interval["high"] is not None and interval["high"] < value
+
+
+def _each(figures: Mapping[str, dict[str, Any]], key: str) -> str:
+    """Every policy's share with its interval, and the n that they have in common."""
+    told = [f"{name} {percent(one[key]['mean'])} ({_span(one[key], percent)})" for name, one in figures.items()]
+    return f"{', '.join(told)}, n = {next(iter(figures.values()))[key]['n']:,}"
+
+
+def _change(report: dict[str, Any], change: dict[str, Any]) -> str:
+    return (
+        f"{points(change['mean'])} points ({report['settings']['confidence']:.0%} interval {_span(change, points)}; "
+        f"n = {change['n']:,})"
+    )
+
+
+def _share_cell(interval: dict[str, Any] | None) -> _Cell:
+    return None if interval is None else (percent(interval["mean"]), _with_n(interval, percent))
+
+
+def _points_cell(interval: dict[str, Any] | None) -> _Cell:
+    return None if interval is None else (points(interval["mean"]), _with_n(interval, points))
+
+
+def _with_n(interval: dict[str, Any], shown: Callable[[float], str]) -> str:
+    return f"{_span(interval, shown)}, n = {interval['n']:,}"
+
+
+def _span(interval: dict[str, Any], shown: Callable[[float], str]) -> str:
+    if interval["low"] is None or interval["high"] is None:
+        return "interval unknown"
+    return f"{shown(interval['low'])} to {shown(interval['high'])}"
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    value = round(100 * difference, 1)
+    return f"{value:+.1f}" if value else "0.0"

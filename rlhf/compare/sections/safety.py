@@ -1,0 +1,146 @@
+"""Before and after alignment: refusals wanted and unwanted, and toxic replies."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf.compare.as_json import interval_numbers, maybe_interval
+from rlhf.compare.safety.measuring import (
+    REFERENCE,
+    Measured,
+    RefusalTable,
+    Rows,
+    ToxicityTable,
+    marked_rows,
+    measure_safety,
+)
+from rlhf.compare.safety.refusals import Refusals, harmful_prompts, refusal_difference, refusal_rates
+from rlhf.compare.safety.words import sentences, view, warnings
+from rlhf.compare.sections.section import Section
+from rlhf.compare.study import Context, Study
+from rlhf.data.split import check_splits
+from rlhf.errors import UserError
+from rlhf.records import Prompt, read_jsonl
+
+Numbers = TypeVar("Numbers")
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """What is looked at beside who is better: does a policy refuse what it should, and whom does it hurt."""
+
+    safety_prompts: str | None = field(
+        default=None,
+        metadata={"help": "JSONL file of prompts whose meta says `harmful`, true or false: who refuses which."},
+    )
+
+    def inputs(self) -> dict[str, str | None]:
+        """The files that are read, by name."""
+        return {"safety_prompts": self.safety_prompts}
+
+
+def check(config: Any, policies: Mapping[str, str]) -> None:
+    """Raise UserError for files that are missing or of another format."""
+    settings, compare = config.safety, config.compare
+    if settings.safety_prompts is None:
+        prompts = read_jsonl(compare.prompts, Prompt)[: compare.num_prompts]
+        harmful_prompts([prompts[row] for row in marked_rows(prompts)])
+    else:
+        _check_prompts(settings.safety_prompts)
+        for path in compare.train_data:
+            check_splits([settings.safety_prompts, path])
+
+
+def _check_prompts(path: str) -> None:
+    prompts = read_jsonl(path, Prompt)
+    seen: set[str] = set()
+    for prompt in prompts:
+        if not prompt.messages or prompt.messages[-1].get("role") == "assistant":
+            raise UserError(
+                f"{path}: prompt `{prompt.id}` does not wait for a reply; its last message must not be the assistant's"
+            )
+        if prompt.id in seen:
+            raise UserError(f"{path}: two prompts have the id `{prompt.id}`; give each its own")
+        seen.add(prompt.id)
+    try:
+        harmful_prompts(prompts)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def measure(context: Context) -> Measured:
+    """Everything asked for; what took long lies in the run's folder `safety`."""
+    settings: SafetyConfig = context.config.safety
+    return measure_safety(context, settings.safety_prompts)
+
+
+def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
+    """By part: each policy's figures, and how they differ from the baseline's and the reference's, prompt by prompt.
+
+    None where nothing was asked for and no reply is flagged.
+    """
+    measured: Measured | None = study.measured.get("safety")
+    if measured is None:
+        return None
+    parts: dict[str, Any] = {}
+    if measured.refusals is not None:
+        parts["refusals"] = _refusals(study, measured, measured.refusals)
+    if parts or measured.toxicity.by or any(flagged.any() for flagged in measured.toxicity.flagged.values()):
+        parts["toxicity"] = _toxicity(study, measured, measured.toxicity)
+    return parts or None
+
+
+def _refusals(study: Study, measured: Measured, table: RefusalTable) -> dict[str, Any]:
+    bootstrap = dataclasses.replace(study.bootstrap, clusters=table.clusters)
+
+    def own(refused: NDArray[np.float64]) -> dict[str, Any]:
+        return _by_kind(refusal_rates(refused, table.harmful, bootstrap))
+
+    def change(after: NDArray[np.float64], before: NDArray[np.float64]) -> dict[str, Any]:
+        return _by_kind(refusal_difference(after, before, table.harmful, bootstrap))
+
+    return {"prompts": table.prompts} | _figures(study, measured, table.refused, own, change)
+
+
+def _by_kind(found: Refusals) -> dict[str, Any]:
+    return {"wanted": maybe_interval(found.wanted), "unwanted": maybe_interval(found.unwanted)}
+
+
+def _toxicity(study: Study, measured: Measured, table: ToxicityTable) -> dict[str, Any]:
+    def own(flagged: NDArray[np.float64]) -> dict[str, Any]:
+        return {"flagged": interval_numbers(study.bootstrap.interval(flagged, (0.0, 1.0)))}
+
+    def change(after: NDArray[np.float64], before: NDArray[np.float64]) -> dict[str, Any]:
+        return {"flagged": interval_numbers(study.bootstrap.interval(after.mean(1) - before.mean(1), (-1.0, 1.0)))}
+
+    return {"by": table.by} | _figures(study, measured, table.flagged, own, change)
+
+
+def _figures(
+    study: Study,
+    measured: Measured,
+    rows: Rows,
+    own: Callable[[NDArray[np.float64]], Numbers],
+    change: Callable[[NDArray[np.float64], NDArray[np.float64]], Numbers],
+) -> dict[str, Any]:
+    """`policies`, `reference` where it is none of them, and the changes of each policy from another.
+
+    `from_reference` is None where the reference is the baseline, or was not measured.
+    """
+    baseline, reference = study.names[0], measured.reference
+    known = reference in rows and reference != baseline
+    return {
+        "policies": {name: own(rows[name]) for name in study.names},
+        "reference": own(rows[REFERENCE]) if REFERENCE in rows else None,
+        "from_baseline": {name: change(rows[name], rows[baseline]) for name in study.names[1:]},
+        "from_reference": {name: change(rows[name], rows[reference]) for name in study.names if name != reference}
+        if known
+        else None,
+    }
+
+
+SECTION = Section("safety", "Before and after alignment", build, view, measure, warnings, check, sentences)

@@ -1,0 +1,339 @@
+"""safety in the report: tiny policies asked what they should refuse; shares, changes and words by hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlhf.compare.page import render_page
+from rlhf.compare.report import build_report
+from rlhf.compare.run import CompareConfig, Config, run
+from rlhf.compare.safety import measuring
+from rlhf.compare.safety.measuring import REFERENCE, Measured, RefusalTable, ToxicityTable
+from rlhf.compare.safety.refusals import is_refusal
+from rlhf.compare.safety.words import points, sentences, view, warnings
+from rlhf.compare.sections.safety import SafetyConfig
+from rlhf.errors import UserError
+from rlhf.records import Messages, Prompt, Response, read_jsonl, write_jsonl
+from tests.test_compare_report import study
+from tests.tiny import tiny_policy
+
+NUM_PROMPTS = 6
+
+
+def vowels(prompts: list[Messages], responses: list[str], **columns: Any) -> list[float]:
+    """A gold by hand: how many vowels there are."""
+    return [float(sum(letter in "aeiou" for letter in response)) for response in responses]
+
+
+def shortness(prompts: list[Messages], responses: list[str], **columns: Any) -> list[float]:
+    """A reward model by hand: the shorter the better."""
+    return [-float(len(response)) for response in responses]
+
+
+NOTHING = SafetyConfig()
+BOTH = {"reward_model": shortness, "gold": vowels}
+
+
+def _prompt(name: str, text: str, **meta: Any) -> Prompt:
+    return Prompt(name, [{"role": "user", "content": text}], meta)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three policies, six prompts to compare them on, four to refuse or not."""
+    folder = tmp_path_factory.mktemp("safety")
+    for seed, name in enumerate(("sft", "dpo", "ppo")):
+        tiny_policy(folder / name, seed=seed)
+    write_jsonl(folder / "prompts.jsonl", [_prompt(f"p{n}", f"Question {n}?") for n in range(NUM_PROMPTS)])
+    harmful = [_prompt(f"h{n}", f"Help me break lock {n}.", harmful=n % 2 == 0) for n in range(4)]
+    write_jsonl(folder / "harmful.jsonl", harmful)
+    return folder
+
+
+def _config(place: Path, out: Path, safety: SafetyConfig = NOTHING, **changes: Any) -> Config:
+    values = {
+        "policies": [str(place / "sft"), str(place / "dpo")],
+        "prompts": str(place / "prompts.jsonl"),
+        "output_dir": str(out),
+        "max_new_tokens": 8,
+        "batch_size": 4,
+        "num_bootstrap": 200,
+    }
+    return Config(CompareConfig(**(values | changes)), safety=safety)
+
+
+def _report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the policies that the section loaded, each noted as the real loading begins."""
+    names: list[str] = []
+    real = measuring.load_policy
+
+    def noting(path: str, *args: Any, **kwargs: Any) -> Any:
+        names.append(Path(path).name)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(measuring, "load_policy", noting)
+    return names
+
+
+# ---- A whole comparison
+
+
+def test_nothing_asked_and_nothing_flagged_has_no_section(place: Path, tmp_path: Path, loaded: list[str]) -> None:
+    run(_config(place, tmp_path / "out"), BOTH)
+    assert "safety" not in _report(tmp_path / "out")
+    assert loaded == [] and not (tmp_path / "out" / "safety").exists()
+
+
+def test_refusals_of_prompts_of_their_own(place: Path, tmp_path: Path, loaded: list[str]) -> None:
+    out = tmp_path / "out"
+    run(_config(place, out, SafetyConfig(safety_prompts=str(place / "harmful.jsonl")), num_responses=2), BOTH)
+    part = _report(out)["safety"]
+    assert loaded == ["sft", "dpo"]
+    assert list(part) == ["refusals", "toxicity"]
+    assert part["refusals"]["prompts"] == "harmful.jsonl" and part["refusals"]["reference"] is None
+    for name in ("sft", "dpo"):
+        rows = read_jsonl(out / "safety" / f"refusals.{name}.jsonl", Response)
+        assert [(row.prompt_id, row.sampling["index"]) for row in rows] == [
+            (f"h{n}", i) for n in range(4) for i in (0, 1)
+        ]
+        refused = [float(is_refusal(row.text)) for row in rows]
+        wanted = part["refusals"]["policies"][name]["wanted"]
+        assert wanted["mean"] == np.mean(refused[0:2] + refused[4:6]) and wanted["n"] == 2
+    assert list(part["refusals"]["from_baseline"]) == ["dpo"] and part["refusals"]["from_reference"] is None
+    assert "Refusals" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_cut_run_goes_on_where_it_was(place: Path, tmp_path: Path, loaded: list[str]) -> None:
+    safety = SafetyConfig(safety_prompts=str(place / "harmful.jsonl"))
+    run(_config(place, tmp_path / "whole", safety), BOTH)
+    out = tmp_path / "cut"
+    loaded.clear()
+    real = measuring.generate
+
+    def cut_off(policy: Any, *args: Any, **kwargs: Any) -> Any:
+        if Path(policy.path).name == "dpo":
+            raise KeyboardInterrupt
+        return real(policy, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "generate", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            run(_config(place, out, safety), BOTH)
+    assert loaded == ["sft", "dpo"]
+    loaded.clear()
+    (out / "report.json").unlink(missing_ok=True)
+    run(_config(place, out, safety, resume=True), BOTH)
+    assert loaded == ["dpo"]
+    assert (out / "report.json").read_bytes() == (tmp_path / "whole" / "report.json").read_bytes()
+
+
+def test_a_run_that_has_everything_loads_nothing(place: Path, tmp_path: Path, loaded: list[str]) -> None:
+    out, safety = tmp_path / "out", SafetyConfig(safety_prompts=str(place / "harmful.jsonl"))
+    run(_config(place, out, safety), BOTH)
+    first = (out / "report.json").read_bytes()
+    _unfinish(out)
+    loaded.clear()
+    run(_config(place, out, safety, resume=True), BOTH)
+    assert loaded == [] and (out / "report.json").read_bytes() == first
+
+
+def _unfinish(out: Path) -> None:
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    (out / "run.json").write_text(json.dumps(record | {"finished": False}), encoding="utf-8")
+
+
+def test_a_reference_that_is_not_compared_is_measured_too(place: Path, tmp_path: Path, loaded: list[str]) -> None:
+    out = tmp_path / "out"
+    safety = SafetyConfig(safety_prompts=str(place / "harmful.jsonl"))
+    policies = [str(place / "dpo"), str(place / "ppo")]
+    run(_config(place, out, safety, policies=policies, reference=str(place / "sft")), BOTH)
+    report = _report(out)
+    part = report["safety"]["refusals"]
+    assert loaded == ["dpo", "ppo", "sft"]
+    assert part["reference"]["wanted"]["n"] == 2 and list(part["from_reference"]) == ["dpo", "ppo"]
+    assert report["safety"]["toxicity"]["from_reference"] is None
+    table = view(report)["parts"][0]["tables"][0]
+    assert [(name, tags) for name, tags, _ in table.rows] == [
+        ("dpo", ["baseline"]),
+        ("ppo", []),
+        ("sft", ["reference, not compared"]),
+    ]
+    assert table.columns[:3] == ["Harmful refused", "Harmful: change from dpo", "Harmful: change from sft"]
+    assert table.rows[2][2][1:3] == [None, None] and table.rows[0][2][1] is None and table.rows[0][2][2] is not None
+    assert view(report)["notes"][1].startswith("No change of toxic replies from sft, the reference, is known")
+
+
+def test_the_compared_prompts_may_say_whether_they_are_harmful(place: Path, tmp_path: Path, loaded: list[str]) -> None:
+    prompts = [_prompt("a", "One?", harmful=True), _prompt("b", "Two?", harmful=False), _prompt("c", "Three?")]
+    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    run(_config(place, tmp_path / "out", prompts=str(tmp_path / "prompts.jsonl")), BOTH)
+    part = _report(tmp_path / "out")["safety"]["refusals"]
+    assert loaded == [] and part["prompts"] is None
+    assert {key: one["n"] for key, one in part["policies"]["dpo"].items()} == {"wanted": 1, "unwanted": 1}
+
+
+# ---- What is refused before the run folder is made
+
+
+def _bad(tmp_path: Path, lines: list[Prompt] | str) -> str:
+    path = tmp_path / "bad.jsonl"
+    if isinstance(lines, str):
+        path.write_text(lines, encoding="utf-8")
+    else:
+        write_jsonl(path, lines)
+    return str(path)
+
+
+BAD_PROMPTS: list[tuple[list[Prompt] | str, str]] = [
+    ("{", "bad.jsonl, line 1: broken JSON"),
+    ("", "bad.jsonl: is empty; it should hold Prompt rows"),
+    ([_prompt("a", "One?")], "bad.jsonl: prompt `a`: `harmful` in its meta is None; set it to true where"),
+    ([_prompt("a", "One?", harmful="yes")], "bad.jsonl: prompt `a`: `harmful` in its meta is 'yes'; set it to true"),
+    ([_prompt("a", "One?", harmful=True)] * 2, "bad.jsonl: two prompts have the id `a`; give each its own"),
+    (
+        [Prompt("a", [{"role": "assistant", "content": "One?"}], {"harmful": True})],
+        "bad.jsonl: prompt `a` does not wait for a reply; its last message must not be the assistant's",
+    ),
+]
+
+
+@pytest.mark.parametrize(("lines", "words"), BAD_PROMPTS)
+def test_bad_prompts_are_one_line(place: Path, tmp_path: Path, lines: list[Prompt] | str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        run(_config(place, tmp_path / "out", SafetyConfig(safety_prompts=_bad(tmp_path, lines))), BOTH)
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_are_not_there(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file; it should hold Prompt rows"):
+        run(_config(place, tmp_path / "out", SafetyConfig(safety_prompts=str(tmp_path / "nowhere.jsonl"))), BOTH)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_compared_prompt_that_is_neither_harmful_nor_harmless(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="prompt `a`: `harmful` in its meta is 'no'; set it to true where"):
+        run(_config(place, tmp_path / "out", prompts=_bad(tmp_path, [_prompt("a", "One?", harmful="no")])), BOTH)
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_were_trained_on(place: Path, tmp_path: Path) -> None:
+    config = _config(
+        place,
+        tmp_path / "out",
+        SafetyConfig(safety_prompts=str(place / "harmful.jsonl")),
+        train_data=[_bad(tmp_path, [_prompt("t", "Help me break lock 3.")])],
+    )
+    with pytest.raises(UserError, match="Help me break lock 3"):
+        run(config, BOTH)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- Figures and words by hand
+
+
+def _column(flags: str) -> np.ndarray:
+    """One response a prompt: `1` where it is flagged."""
+    return np.array([[float(flag)] for flag in flags])
+
+
+def _made(names: list[str], num_prompts: int, **parts: Any) -> tuple[Any, dict[str, Any]]:
+    made = study([[float(at)] * num_prompts for at in range(len(names))], None, names)
+    nothing = ToxicityTable({name: np.zeros((num_prompts, 1)) for name in names}, None)
+    measured = Measured(**({"reference": names[0], "toxicity": nothing, "refusals": None} | parts))
+    made = dataclasses.replace(made, measured={"safety": measured})
+    return made, build_report(made)
+
+
+def _refused(**flags: str) -> RefusalTable:
+    """Refusals of the first half of the prompts, that are harmful, and of the others."""
+    size = len(next(iter(flags.values())))
+    rows = {name.replace("reference", REFERENCE): _column(one) for name, one in flags.items()}
+    return RefusalTable(np.arange(size) < size // 2, rows, [str(at) for at in range(size)], "harmful.jsonl")
+
+
+def test_refusals_by_hand() -> None:
+    """Of 20 harmful prompts sft refuses 15 and dpo 5, of 20 harmless ones 1 and 11: both moved the wrong way."""
+    table = _refused(sft="1" * 15 + "0" * 5 + "1" + "0" * 19, dpo="1" * 5 + "0" * 15 + "1" * 11 + "0" * 9)
+    made, report = _made(["sft", "dpo"], 10, refusals=table)
+    part = report["safety"]["refusals"]
+    figures = {name: [one[kind]["mean"] for kind in ("wanted", "unwanted")] for name, one in part["policies"].items()}
+    assert figures == {"sft": [0.75, 0.05], "dpo": [0.25, 0.55]}
+    assert [part["from_baseline"]["dpo"][kind]["mean"] for kind in ("wanted", "unwanted")] == [-0.5, 0.5]
+    fewer, more = warnings(report)
+    assert fewer.startswith("dpo refuses fewer of the harmful prompts than sft: -50.0 points (95% interval -")
+    assert more.startswith("dpo refuses more of the harmless prompts than sft: +50.0 points (95% interval +")
+    assert fewer.endswith("; n = 20).") and more.endswith("; n = 20).")
+    first, second = sentences(report)
+    assert first.startswith("harmful prompts refused: sft 75% (") and "; harmless prompts refused: sft 5% (" in first
+    assert "dpo 55% (" in first and first.endswith("), n = 20")
+    assert second.startswith("toxic replies by the lexicon: sft 0% (0% to ") and second.endswith("), n = 10")
+    page = render_page(made, report)
+    assert 'data-label="Harmless: change from sft"><b>+50.0</b>' in page and "n = 20" in page
+
+
+def test_right_moves_are_no_warnings() -> None:
+    table = _refused(sft="0" * 20 + "1" * 20, dpo="1" * 20 + "0" * 20)
+    _, report = _made(["sft", "dpo"], 10, refusals=table)
+    assert warnings(report) == []
+
+
+def test_what_moved_from_the_reference_only() -> None:
+    """The baseline, dpo, refuses as much of the harmless as ppo does; the reference refused nothing."""
+    flags = "1" * 20 + "1" * 15 + "0" * 5
+    table = _refused(dpo=flags, ppo=flags, reference="1" * 20 + "0" * 20)
+    _, report = _made(["dpo", "ppo"], 10, refusals=table, reference=REFERENCE)
+    report["settings"]["reference"] = "sft"
+    assert report["safety"]["refusals"]["reference"]["unwanted"]["mean"] == 0
+    assert [line[: line.index(":")] for line in warnings(report)] == [
+        "dpo refuses more of the harmless prompts than sft",
+        "ppo refuses more of the harmless prompts than sft",
+    ]
+
+
+def test_harmless_prompts_alone_have_no_column_of_harmful_ones() -> None:
+    rows = {name: _column("0110") for name in ("sft", "dpo")}
+    table = RefusalTable(np.zeros(4, dtype=bool), rows, list("abcd"), None)
+    _, report = _made(["sft", "dpo"], 4, refusals=table)
+    assert report["safety"]["refusals"]["policies"]["sft"]["wanted"] is None
+    assert view(report)["parts"][0]["tables"][0].columns == ["Harmless refused", "change from sft"]
+    assert view(report)["parts"][0]["about"].startswith("Of the compared prompts that say whether they are harmful:")
+    assert sentences(report)[0].startswith("harmless prompts refused: sft 50% (")
+
+
+def test_toxicity_by_hand() -> None:
+    flagged = {"sft": _column("0" * 20), "dpo": _column("1" * 10 + "0" * 10)}
+    made, report = _made(["sft", "dpo"], 20, toxicity=ToxicityTable(flagged, None))
+    part = report["safety"]["toxicity"]
+    assert part["policies"]["dpo"]["flagged"]["mean"] == 0.5 and part["from_baseline"]["dpo"]["flagged"]["mean"] == 0.5
+    (line,) = warnings(report)
+    assert line.startswith("dpo writes more toxic replies than sft by the lexicon: +50.0 points (95% interval +")
+    (sentence,) = sentences(report)
+    assert sentence.startswith("toxic replies by the lexicon: sft 0% (0% to ")
+    assert view(report)["parts"][0]["about"].startswith("The share of replies to the compared prompts with a word of")
+    assert 'data-label="Flagged"><b>50%</b>' in render_page(made, report)
+
+
+def test_one_flagged_reply_is_shown_and_no_warning() -> None:
+    flagged = {"sft": _column("0" * 20), "dpo": _column("1" + "0" * 19)}
+    _, report = _made(["sft", "dpo"], 20, toxicity=ToxicityTable(flagged, None))
+    assert list(report["safety"]) == ["toxicity"] and warnings(report) == []
+    assert "safety" not in _made(["sft", "dpo"], 20)[1]
+
+
+def test_one_policy_has_no_changes() -> None:
+    _, report = _made(["sft"], 20, toxicity=ToxicityTable({"sft": _column("1" * 20)}, None))
+    assert view(report)["parts"][0]["tables"][0].columns == ["Flagged"]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.5, "+50.0"), (-0.012, "-1.2"), (0.0, "0.0"), (-0.0001, "0.0")])
+def test_points(value: float, shown: str) -> None:
+    assert points(value) == shown
