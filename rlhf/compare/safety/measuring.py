@@ -15,11 +15,14 @@ from tqdm import tqdm
 from rlhf.compare.answers import same_place
 from rlhf.compare.judges import score_texts
 from rlhf.compare.safety.refusals import harmful_prompts, refuses
+from rlhf.compare.safety.stereotypes import SentencePair, read_stereotypes, stereotype_wins
 from rlhf.compare.safety.toxicity import lexicon_toxicity
 from rlhf.compare.study import Context
 from rlhf.data.encode import CutReport
 from rlhf.data.split import prompt_key
+from rlhf.errors import UserError
 from rlhf.generate import generate
+from rlhf.likelihood import text_logp
 from rlhf.models import Policy, load_policy
 from rlhf.records import Prompt, Response, make_id, read_jsonl, write_jsonl
 from rlhf.runs import read_run
@@ -69,6 +72,30 @@ class ToxicityTable:
 
 
 @dataclass(frozen=True)
+class StereotypeTable:
+    """Which sentence of each pair is likelier.
+
+    Args:
+        data: the file's or folder's name.
+        pairs: what was read from it.
+        wins: (pairs,) of each policy, 1 where the more stereotypical one is likelier.
+    """
+
+    data: str
+    pairs: list[SentencePair]
+    wins: Rows
+
+
+@dataclass(frozen=True)
+class TextValue:
+    """What a model makes of one text; kept in the run folder."""
+
+    id: str
+    text: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Measured:
     """Everything that the section is made from; None is what was not asked for.
 
@@ -78,24 +105,37 @@ class Measured:
 
     reference: str
     toxicity: ToxicityTable
-    refusals: RefusalTable | None
+    refusals: RefusalTable | None = None
+    stereotypes: Sequence[StereotypeTable] = ()
 
 
-def measure_safety(context: Context, prompts_file: str | None) -> Measured:
+def measure_safety(context: Context, prompts_file: str | None, stereotypes: Sequence[str]) -> Measured:
     """Measure every policy, and the reference where it is not one of them.
 
     Args:
         context: the run's.
         prompts_file: Prompts with `harmful` in their meta; without it the compared prompts that have it are taken.
+        stereotypes: files and folders of sentence pairs, as `read_stereotypes` takes them.
 
     What was measured lies in the folder `safety` of the run, and a run that goes on loads no model for it again.
-    Raises UserError for a policy without room for the prompts.
+    Raises UserError for a policy without room for the prompts or texts, and for numbers that are not finite.
     """
-    asked = _Asked({} if prompts_file is None else {"refusals": read_jsonl(prompts_file, Prompt)})
+    data = [(Path(path).name, read_stereotypes(path)) for path in stereotypes]
+    prompts = {} if prompts_file is None else {"refusals": read_jsonl(prompts_file, Prompt)}
+    asked = _Asked(prompts, list(dict.fromkeys(text for _, pairs in data for one in pairs for text in _both(one))))
     reference = _reference(context)
     everyone = dict(context.policies) | ({REFERENCE: context.reference} if reference == REFERENCE else {})
     told = {name: _told(context, asked, name, path) for name, path in everyone.items()}
-    return Measured(reference, _toxicity(context), _refusals(context, prompts_file, asked, told))
+    return Measured(
+        reference,
+        _toxicity(context),
+        _refusals(context, prompts_file, asked, told),
+        [StereotypeTable(name, pairs, _wins(pairs, told)) for name, pairs in data],
+    )
+
+
+def _both(pair: SentencePair) -> tuple[str, str]:
+    return pair.more, pair.less
 
 
 def _reference(context: Context) -> str:
@@ -136,14 +176,22 @@ def marked_rows(prompts: Sequence[Prompt]) -> list[int]:
     return [row for row, prompt in enumerate(prompts) if "harmful" in prompt.meta]
 
 
+def _wins(pairs: list[SentencePair], told: Mapping[str, "_Told"]) -> Rows:
+    def scorer(logps: Mapping[str, float]) -> Callable[[list[str]], list[float]]:
+        return lambda texts: [logps[text] for text in texts]
+
+    return {name: stereotype_wins(pairs, scorer(one.logps)) for name, one in told.items()}
+
+
 # -- one policy ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What every policy is asked: prompts to reply to, by what they are for."""
+    """What every policy is asked: prompts to reply to, by what they are for, and texts whose likelihood counts."""
 
     prompts: dict[str, list[Prompt]]
+    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -151,6 +199,7 @@ class _Told:
     """What one policy made of it."""
 
     replies: dict[str, Texts]
+    logps: dict[str, float]  # by text
 
 
 def _told(context: Context, asked: _Asked, name: str, path: str) -> _Told:
@@ -159,9 +208,10 @@ def _told(context: Context, asked: _Asked, name: str, path: str) -> _Told:
     load = functools.cache(lambda: load_policy(path, questions.dtype, questions.trust_remote_code))
     run_id = read_run(path).id if (Path(path) / "run.json").is_file() else path
     replies = {what: _replies(context, what, prompts, name, run_id, load) for what, prompts in asked.prompts.items()}
+    logps = _logps(context, asked.texts, name, run_id, load) if asked.texts else {}
     del load
     _free_memory()
-    return _Told(replies)
+    return _Told(replies, logps)
 
 
 def _replies(
@@ -200,6 +250,22 @@ def _answer(context: Context, what: str, prompts: list[Prompt], name: str, polic
     if sentence := cut.sentence(f"{what}, prompts of {of}", policy.max_length):
         print(sentence)
     return [found[place] for place in sorted(found)]
+
+
+def _logps(context: Context, texts: list[str], name: str, run_id: str, load: Callable[[], Policy]) -> dict[str, float]:
+    ids = [make_id("txt", run_id, text) for text in texts]
+    file = _file(context, "stereotypes", name)
+    values = _kept(file, TextValue, ids)
+    if values is None:
+        logps = text_logp(load(), texts, context.questions.batch_size)
+        if not np.isfinite(logps).all():
+            raise UserError(
+                f"{context.reference if name == REFERENCE else name}: the likelihood of a sentence is not finite, so a "
+                "model's numbers overflowed; set --dtype float32, or leave this policy out"
+            )
+        values = [TextValue(*one) for one in zip(ids, texts, logps, strict=True)]
+        write_jsonl(file, values)
+    return {one.text: one.value for one in values}
 
 
 # -- the run folder --------------------------------------------------------------------------------

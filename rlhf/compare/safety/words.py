@@ -1,13 +1,20 @@
 """The words and tables of the section on safety."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.compare.safety.stereotypes import ALL
 from rlhf.compare.sentences import percent
 
 _MOST_SENTENCES = 2
 _KINDS = {"wanted": "harmful", "unwanted": "harmless"}
+_ABOUT_STEREOTYPES = (
+    "How often a policy finds the more stereotypical of two sentences likelier; 50% is no preference. A rare name "
+    "costs its sentence likelihood whatever the stereotype, so read the change rather than the share. The sentences "
+    "are American, and some pairs do not compare what they claim to (Blodgett et al. 2021)."
+)
 _Cell = tuple[str, str] | None  # the mean, and its interval with n
 
 
@@ -30,6 +37,9 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
         parts.append({"title": "Refusals", "about": _about_refusals(part["refusals"]), "tables": [_refusals(report)]})
     if "toxicity" in part:
         parts.append({"title": "Toxic replies", "about": _about_toxicity(part["toxicity"]), "tables": [_toxic(report)]})
+    if "stereotypes" in part:
+        tables = [table for data in part["stereotypes"] for table in _stereotypes(report, data)]
+        parts.append({"title": "Stereotypes", "about": _ABOUT_STEREOTYPES, "tables": tables})
     return {"parts": parts, "notes": _notes(report)}
 
 
@@ -40,10 +50,14 @@ def sentences(report: dict[str, Any]) -> list[str]:
         figures = part["refusals"]["policies"]
         told = [f"{kind} prompts refused: {_each(figures, key)}" for key, kind in _kinds(part["refusals"])]
         found.append("; ".join(told))
+    found += [
+        f"stereotyped sentence of {data['data']} preferred: {_each(data['policies'], ALL)}"
+        for data in part.get("stereotypes", [])
+    ]
     if "toxicity" in part:
-        found.append(
-            f"toxic replies by {_flagged_by(part['toxicity'])}: {_each(part['toxicity']['policies'], 'flagged')}"
-        )
+        figures = part["toxicity"]["policies"]
+        place = 1 if any(one["flagged"]["mean"] for one in figures.values()) else len(found)  # no news comes last
+        found.insert(place, f"toxic replies by {_flagged_by(part['toxicity'])}: {_each(figures, 'flagged')}")
     return found[:_MOST_SENTENCES]
 
 
@@ -59,6 +73,8 @@ def warnings(report: dict[str, Any]) -> list[str]:
         by = _flagged_by(part["toxicity"])
         for name, before, change in _moved(report, part["toxicity"], "flagged", lambda one: _above(one, 0)):
             found.append(f"{name} writes more toxic replies than {before} by {by}: {_change(report, change)}.")
+    for data in part.get("stereotypes", []):
+        found += _stereotype_warnings(report, data)
     return found
 
 
@@ -102,10 +118,39 @@ def _toxic(report: dict[str, Any]) -> Table:
     return _by_policy(report, report["safety"]["toxicity"], {"Flagged": "flagged"})
 
 
+def _stereotypes(report: dict[str, Any], data: dict[str, Any]) -> list[Table]:
+    whole = dataclasses.replace(_by_policy(report, data, {"Stereotyped": ALL}), title=data["data"])
+    types = [name for name in next(iter(data["policies"].values())) if name != ALL]
+    if len(types) < 2:
+        return [whole]
+    rows = []
+    for kind in types:
+        table = _by_policy(report, data, {"Stereotyped": kind})
+        rows += [(f"{kind}: {name}", tags, cells) for name, tags, cells in table.rows]
+    return [whole, Table(f"{data['data']} by type", whole.columns, rows, folded=True, first="Type and policy")]
+
+
+def _stereotype_warnings(report: dict[str, Any], data: dict[str, Any]) -> list[str]:
+    """Who prefers the stereotyped sentence, and more so than whom it came from: a line for each, types together."""
+    found: dict[str, str] = {}
+    for before, by in _changes(report, data):
+        for name, changes in by.items():
+            shares = data["policies"][name]
+            told = [
+                f"{'all' if kind == ALL else kind} {percent(shares[kind]['mean'])} ({_with_n(shares[kind], percent)})"
+                for kind, change in changes.items()
+                if _above(shares[kind], 0.5) and _above(change, 0)
+            ]
+            if told:
+                line = f"{name} prefers the stereotyped sentence of {data['data']}, and more often than {before}"
+                found.setdefault(name, f"{line}: {', '.join(told)}.")
+    return list(found.values())
+
+
 def _notes(report: dict[str, Any]) -> list[str]:
     settings = report["settings"]
     notes = [
-        "A change is in percentage points, of the same prompts; its interval is paired by prompt. With many rows some "
+        "A change is in percentage points, of the same prompts or pairs; its interval is paired. With many rows some "
         "interval misses by chance."
     ]
     missing = [

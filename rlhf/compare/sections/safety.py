@@ -1,4 +1,4 @@
-"""Before and after alignment: refusals wanted and unwanted, and toxic replies."""
+"""Before and after alignment: refusals wanted and unwanted, toxic replies, stereotypes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -14,16 +14,19 @@ from rlhf.compare.safety.measuring import (
     Measured,
     RefusalTable,
     Rows,
+    StereotypeTable,
     ToxicityTable,
     marked_rows,
     measure_safety,
 )
 from rlhf.compare.safety.refusals import Refusals, harmful_prompts, refusal_difference, refusal_rates
+from rlhf.compare.safety.stereotypes import read_stereotypes, stereotype_changes, stereotype_shares
 from rlhf.compare.safety.words import sentences, view, warnings
 from rlhf.compare.sections.section import Section
 from rlhf.compare.study import Context, Study
 from rlhf.data.split import check_splits
 from rlhf.errors import UserError
+from rlhf.intervals import Interval
 from rlhf.records import Prompt, read_jsonl
 
 Numbers = TypeVar("Numbers")
@@ -38,9 +41,15 @@ class SafetyConfig:
         metadata={"help": "JSONL file of prompts whose meta says `harmful`, true or false: who refuses which."},
     )
 
+    stereotypes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Pairs of sentences: CrowS-Pairs' csv, WinoBias's folder, BBQ's folder or a jsonl of it."},
+    )
+
     def inputs(self) -> dict[str, str | None]:
         """The files that are read, by name."""
-        return {"safety_prompts": self.safety_prompts}
+        pairs = {f"stereotypes {number}": path for number, path in enumerate(self.stereotypes)}
+        return {"safety_prompts": self.safety_prompts, **pairs}
 
 
 def check(config: Any, policies: Mapping[str, str]) -> None:
@@ -53,6 +62,8 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
         _check_prompts(settings.safety_prompts)
         for path in compare.train_data:
             check_splits([settings.safety_prompts, path])
+    for path in settings.stereotypes:
+        read_stereotypes(path)
 
 
 def _check_prompts(path: str) -> None:
@@ -75,7 +86,7 @@ def _check_prompts(path: str) -> None:
 def measure(context: Context) -> Measured:
     """Everything asked for; what took long lies in the run's folder `safety`."""
     settings: SafetyConfig = context.config.safety
-    return measure_safety(context, settings.safety_prompts)
+    return measure_safety(context, settings.safety_prompts, settings.stereotypes)
 
 
 def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
@@ -89,6 +100,8 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
     parts: dict[str, Any] = {}
     if measured.refusals is not None:
         parts["refusals"] = _refusals(study, measured, measured.refusals)
+    if measured.stereotypes:
+        parts["stereotypes"] = [_stereotypes(study, measured, table) for table in measured.stereotypes]
     if parts or measured.toxicity.by or any(flagged.any() for flagged in measured.toxicity.flagged.values()):
         parts["toxicity"] = _toxicity(study, measured, measured.toxicity)
     return parts or None
@@ -118,6 +131,20 @@ def _toxicity(study: Study, measured: Measured, table: ToxicityTable) -> dict[st
         return {"flagged": interval_numbers(study.bootstrap.interval(after.mean(1) - before.mean(1), (-1.0, 1.0)))}
 
     return {"by": table.by} | _figures(study, measured, table.flagged, own, change)
+
+
+def _stereotypes(study: Study, measured: Measured, table: StereotypeTable) -> dict[str, Any]:
+    def own(wins: NDArray[np.float64]) -> dict[str, Any]:
+        return _by_type(stereotype_shares(table.pairs, wins, study.bootstrap))
+
+    def change(after: NDArray[np.float64], before: NDArray[np.float64]) -> dict[str, Any]:
+        return _by_type(stereotype_changes(table.pairs, before, after, study.bootstrap))
+
+    return {"data": table.data} | _figures(study, measured, table.wins, own, change)
+
+
+def _by_type(found: Mapping[str, Interval]) -> dict[str, Any]:
+    return {name: interval_numbers(one) for name, one in found.items()}
 
 
 def _figures(
