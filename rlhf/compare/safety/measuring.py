@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rlhf.compare.answers import same_place
-from rlhf.compare.judges import score_texts
+from rlhf.compare.judges import REWARD_MODEL, label, score_texts
+from rlhf.compare.safety.groups import group_column, read_bold
 from rlhf.compare.safety.refusals import harmful_prompts, refuses
 from rlhf.compare.safety.stereotypes import SentencePair, read_stereotypes, stereotype_wins
 from rlhf.compare.safety.toxicity import lexicon_toxicity
@@ -24,9 +25,10 @@ from rlhf.errors import UserError
 from rlhf.generate import generate
 from rlhf.likelihood import text_logp
 from rlhf.models import Policy, load_policy
-from rlhf.records import Prompt, Response, make_id, read_jsonl, write_jsonl
+from rlhf.records import Prompt, Response, RewardFunction, make_id, read_jsonl, write_jsonl
 from rlhf.runs import read_run
 
+REFUSALS, STEREOTYPES, BOLD, SENTIMENT = "refusals", "stereotypes", "bold", "sentiment"  # and their files' names
 REFERENCE = ".reference"  # no policy has such a name: theirs begin with no dot
 
 Rows = Mapping[str, NDArray[np.float64]]  # by policy, and by REFERENCE where it is not one of them
@@ -87,6 +89,27 @@ class StereotypeTable:
 
 
 @dataclass(frozen=True)
+class GroupTable:
+    """How each policy's replies to prompts about groups of people were scored.
+
+    Args:
+        data: the file's name.
+        groups: (prompts,), whom each prompt is about.
+        scores: (prompts, responses) of each policy.
+        clusters: the prompt of each row.
+        by: what scored them.
+        bounds: what a score can be at least and at most.
+    """
+
+    data: str
+    groups: list[str]
+    scores: Rows
+    clusters: list[str]
+    by: str
+    bounds: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
 class TextValue:
     """What a model makes of one text; kept in the run folder."""
 
@@ -107,21 +130,36 @@ class Measured:
     toxicity: ToxicityTable
     refusals: RefusalTable | None = None
     stereotypes: Sequence[StereotypeTable] = ()
+    groups: GroupTable | None = None
 
 
-def measure_safety(context: Context, prompts_file: str | None, stereotypes: Sequence[str]) -> Measured:
-    """Measure every policy, and the reference where it is not one of them.
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured.
 
     Args:
-        context: the run's.
-        prompts_file: Prompts with `harmful` in their meta; without it the compared prompts that have it are taken.
+        prompts: file of Prompts with `harmful` in their meta; without it the compared prompts that have it are taken.
         stereotypes: files and folders of sentence pairs, as `read_stereotypes` takes them.
+        bold: a file of BOLD's.
+        bold_per_group: its first so many prompts of each group.
+    """
+
+    prompts: str | None = None
+    stereotypes: Sequence[str] = ()
+    bold: str | None = None
+    bold_per_group: int | None = None
+
+
+def measure_safety(context: Context, wanted: Wanted) -> Measured:
+    """Measure every policy, and the reference where it is not one of them.
 
     What was measured lies in the folder `safety` of the run, and a run that goes on loads no model for it again.
     Raises UserError for a policy without room for the prompts or texts, and for numbers that are not finite.
     """
-    data = [(Path(path).name, read_stereotypes(path)) for path in stereotypes]
-    prompts = {} if prompts_file is None else {"refusals": read_jsonl(prompts_file, Prompt)}
+    data = [(Path(path).name, read_stereotypes(path)) for path in wanted.stereotypes]
+    prompts = {} if wanted.prompts is None else {REFUSALS: read_jsonl(wanted.prompts, Prompt)}
+    if wanted.bold is not None:
+        prompts[BOLD] = read_bold(wanted.bold, wanted.bold_per_group)
     asked = _Asked(prompts, list(dict.fromkeys(text for _, pairs in data for one in pairs for text in _both(one))))
     reference = _reference(context)
     everyone = dict(context.policies) | ({REFERENCE: context.reference} if reference == REFERENCE else {})
@@ -129,8 +167,9 @@ def measure_safety(context: Context, prompts_file: str | None, stereotypes: Sequ
     return Measured(
         reference,
         _toxicity(context),
-        _refusals(context, prompts_file, asked, told),
+        _refusals(context, wanted.prompts, asked, told),
         [StereotypeTable(name, pairs, _wins(pairs, told)) for name, pairs in data],
+        None if wanted.bold is None else _groups(context, wanted.bold, asked, told),
     )
 
 
@@ -157,15 +196,15 @@ def _refusals(
     context: Context, prompts_file: str | None, asked: "_Asked", told: Mapping[str, "_Told"]
 ) -> RefusalTable | None:
     if prompts_file is not None:
-        prompts = asked.prompts["refusals"]
-        texts = {name: one.replies["refusals"] for name, one in told.items()}
+        prompts = asked.prompts[REFUSALS]
+        texts = {name: one.replies[REFUSALS] for name, one in told.items()}
     else:
         rows = marked_rows(context.questions.prompts)
         if not rows:
             return None
         prompts = [context.questions.prompts[row] for row in rows]
         texts = {answer.name: [answer.texts[row] for row in rows] for answer in context.answers}
-    refused = score_texts("refusals", refuses, prompts, list(texts.values()))
+    refused = score_texts(REFUSALS, refuses, prompts, list(texts.values()))
     clusters = [prompt_key(prompt.messages) for prompt in prompts]
     of = None if prompts_file is None else Path(prompts_file).name
     return RefusalTable(harmful_prompts(prompts), dict(zip(texts, refused, strict=True)), clusters, of)
@@ -181,6 +220,42 @@ def _wins(pairs: list[SentencePair], told: Mapping[str, "_Told"]) -> Rows:
         return lambda texts: [logps[text] for text in texts]
 
     return {name: stereotype_wins(pairs, scorer(one.logps)) for name, one in told.items()}
+
+
+def _groups(context: Context, file: str, asked: "_Asked", told: Mapping[str, "_Told"]) -> GroupTable:
+    prompts = asked.prompts[BOLD]
+    texts = {name: one.replies[BOLD] for name, one in told.items()}
+    judge = context.judges[REWARD_MODEL]
+    by = context.config.compare.reward_model
+    scores = _values(context, SENTIMENT, by, prompts, texts, lambda: judge)
+    clusters = [prompt_key(prompt.messages) for prompt in prompts]
+    return GroupTable(Path(file).name, group_column(prompts), scores, clusters, label(REWARD_MODEL), (None, None))
+
+
+def _values(
+    context: Context,
+    what: str,
+    by: str,
+    prompts: list[Prompt],
+    texts: Mapping[str, Texts],
+    load: Callable[[], RewardFunction],
+) -> Rows:
+    """A scorer's value of each policy's replies; it is loaded where one of them is not in the run folder."""
+    load = functools.cache(load)
+    found = {}
+    for name, rows in texts.items():
+        places = [(prompt, text) for prompt, row in zip(prompts, rows, strict=True) for text in row]
+        ids = [make_id("val", by, prompt.messages, text) for prompt, text in places]
+        file = _file(context, what, name)
+        values = _kept(file, TextValue, ids)
+        if values is None:
+            scores = score_texts(what, load(), prompts, [rows])[0].ravel().tolist()
+            values = [TextValue(*one) for one in zip(ids, (text for _, text in places), scores, strict=True)]
+            write_jsonl(file, values)
+        found[name] = np.array([one.value for one in values]).reshape(len(prompts), -1)
+    del load
+    _free_memory()
+    return found
 
 
 # -- one policy ------------------------------------------------------------------------------------
@@ -254,7 +329,7 @@ def _answer(context: Context, what: str, prompts: list[Prompt], name: str, polic
 
 def _logps(context: Context, texts: list[str], name: str, run_id: str, load: Callable[[], Policy]) -> dict[str, float]:
     ids = [make_id("txt", run_id, text) for text in texts]
-    file = _file(context, "stereotypes", name)
+    file = _file(context, STEREOTYPES, name)
     values = _kept(file, TextValue, ids)
     if values is None:
         logps = text_logp(load(), texts, context.questions.batch_size)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.compare.safety.stereotypes import ALL
-from rlhf.compare.sentences import percent
+from rlhf.compare.sentences import number, percent
 
 _MOST_SENTENCES = 2
 _KINDS = {"wanted": "harmful", "unwanted": "harmless"}
@@ -40,6 +40,8 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
     if "stereotypes" in part:
         tables = [table for data in part["stereotypes"] for table in _stereotypes(report, data)]
         parts.append({"title": "Stereotypes", "about": _ABOUT_STEREOTYPES, "tables": tables})
+    if "groups" in part:
+        parts.append({"title": "Groups of people", "about": _about_groups(part["groups"]), "tables": _groups(report)})
     return {"parts": parts, "notes": _notes(report)}
 
 
@@ -54,6 +56,12 @@ def sentences(report: dict[str, Any]) -> list[str]:
         f"stereotyped sentence of {data['data']} preferred: {_each(data['policies'], ALL)}"
         for data in part.get("stereotypes", [])
     ]
+    if "groups" in part:
+        told = [
+            f"{name} {number(one['gap'])} (p = {_p(one['p_value'])})"
+            for name, one in part["groups"]["policies"].items()
+        ]
+        found.append(f"gap between the groups of {part['groups']['data']}: {', '.join(told)}")
     if "toxicity" in part:
         figures = part["toxicity"]["policies"]
         place = 1 if any(one["flagged"]["mean"] for one in figures.values()) else len(found)  # no news comes last
@@ -147,11 +155,59 @@ def _stereotype_warnings(report: dict[str, Any], data: dict[str, Any]) -> list[s
     return list(found.values())
 
 
+def _about_groups(part: dict[str, Any]) -> str:
+    return (
+        f"Each prompt of {part['data']} is about a group of people; {part['by']} scores the replies. The gap is the "
+        "highest group's mean less the lowest's. Gap by chance is the mean gap where prompts are shuffled between "
+        "groups, and p is how often such a shuffle gives as large a gap. The gap of a change is between the groups "
+        "that it lifted most and least."
+    )
+
+
+def _groups(report: dict[str, Any]) -> list[Table]:
+    part = report["safety"]["groups"]
+    changes = _changes(report, part)
+    columns = ["Gap", "Gap by chance", "Highest", "Lowest", *(f"gap of the change from {name}" for name, _ in changes)]
+    rows, of_group = [], []
+    for name, tags, figures in _entries(report, part):
+        moved = [None if _apart(tags) else by.get(name) for _, by in changes]
+        cells: list[_Cell] = [
+            (number(figures["gap"]), f"p = {_p(figures['p_value'])}"),
+            (number(figures["expected"]), ""),
+        ]
+        cells += [
+            (_group(figures[end]), _with_n(figures["means"][figures[end]], number)) for end in ("highest", "lowest")
+        ]
+        cells += [
+            one and (number(one["gap"]), f"p = {_p(one['p_value'])}, by chance {number(one['expected'])}")
+            for one in moved
+        ]
+        rows.append((name, tags, cells))
+    for group in next(iter(part["policies"].values()))["means"]:
+        for name, tags, figures in _entries(report, part):
+            moved = [None if _apart(tags) else by.get(name) for _, by in changes]
+            means = [figures["means"][group], *(one and one["means"][group] for one in moved)]
+            of_group.append((f"{_group(group)}: {name}", tags, [_number_cell(one) for one in means]))
+    columns_of_group = ["Mean", *(f"change from {name}" for name, _ in changes)]
+    return [
+        Table("", columns, rows),
+        Table("By group", columns_of_group, of_group, folded=True, first="Group and policy"),
+    ]
+
+
+def _group(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}"
+
+
 def _notes(report: dict[str, Any]) -> list[str]:
     settings = report["settings"]
     notes = [
-        "A change is in percentage points, of the same prompts or pairs; its interval is paired. With many rows some "
-        "interval misses by chance."
+        "A change of a share is in percentage points, of the same prompts or pairs; its interval is paired. With many "
+        "rows some interval misses by chance."
     ]
     missing = [
         what
@@ -260,6 +316,10 @@ def _share_cell(interval: dict[str, Any] | None) -> _Cell:
 
 def _points_cell(interval: dict[str, Any] | None) -> _Cell:
     return None if interval is None else (points(interval["mean"]), _with_n(interval, points))
+
+
+def _number_cell(interval: dict[str, Any] | None) -> _Cell:
+    return None if interval is None else (number(interval["mean"]), _with_n(interval, number))
 
 
 def _with_n(interval: dict[str, Any], shown: Callable[[float], str]) -> str:

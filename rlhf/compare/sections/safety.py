@@ -1,4 +1,4 @@
-"""Before and after alignment: refusals wanted and unwanted, toxic replies, stereotypes."""
+"""Before and after alignment: refusals wanted and unwanted, toxic replies, stereotypes, groups of people."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,14 +8,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.compare.as_json import interval_numbers, maybe_interval
+from rlhf.compare.as_json import interval_numbers, maybe_interval, plain
+from rlhf.compare.safety.groups import GroupGap, group_column, group_gap, read_bold
 from rlhf.compare.safety.measuring import (
     REFERENCE,
+    GroupTable,
     Measured,
     RefusalTable,
     Rows,
     StereotypeTable,
     ToxicityTable,
+    Wanted,
     marked_rows,
     measure_safety,
 )
@@ -45,11 +48,17 @@ class SafetyConfig:
         default_factory=list,
         metadata={"help": "Pairs of sentences: CrowS-Pairs' csv, WinoBias's folder, BBQ's folder or a jsonl of it."},
     )
+    bold: str | None = field(
+        default=None, metadata={"help": "One of BOLD's *_prompt.json: how unlike replies about groups of people are."}
+    )
+    bold_per_group: int | None = field(
+        default=100, metadata={"help": "The first so many prompts of each group of that file."}
+    )
 
     def inputs(self) -> dict[str, str | None]:
         """The files that are read, by name."""
         pairs = {f"stereotypes {number}": path for number, path in enumerate(self.stereotypes)}
-        return {"safety_prompts": self.safety_prompts, **pairs}
+        return {"safety_prompts": self.safety_prompts, "bold": self.bold, **pairs}
 
 
 def check(config: Any, policies: Mapping[str, str]) -> None:
@@ -64,6 +73,20 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
             check_splits([settings.safety_prompts, path])
     for path in settings.stereotypes:
         read_stereotypes(path)
+    if settings.bold is not None:
+        _check_bold(settings, compare)
+
+
+def _check_bold(settings: SafetyConfig, compare: Any) -> None:
+    size = settings.bold_per_group
+    if size is not None and size < 1:
+        raise UserError(f"bold_per_group: is {size}, must be at least 1")
+    if compare.reward_model is None:
+        raise UserError("bold: there is nothing to score the replies with; give --reward_model RUN")
+    groups = set(group_column(read_bold(settings.bold or "", size)))
+    if len(groups) < 2:
+        found = f"{len(groups)} group{'s' if len(groups) != 1 else ''}"
+        raise UserError(f"{settings.bold}: has prompts of {found}; a gap needs at least two")
 
 
 def _check_prompts(path: str) -> None:
@@ -86,7 +109,9 @@ def _check_prompts(path: str) -> None:
 def measure(context: Context) -> Measured:
     """Everything asked for; what took long lies in the run's folder `safety`."""
     settings: SafetyConfig = context.config.safety
-    return measure_safety(context, settings.safety_prompts, settings.stereotypes)
+    return measure_safety(
+        context, Wanted(settings.safety_prompts, settings.stereotypes, settings.bold, settings.bold_per_group)
+    )
 
 
 def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
@@ -102,6 +127,8 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
         parts["refusals"] = _refusals(study, measured, measured.refusals)
     if measured.stereotypes:
         parts["stereotypes"] = [_stereotypes(study, measured, table) for table in measured.stereotypes]
+    if measured.groups is not None:
+        parts["groups"] = _groups(study, measured, measured.groups)
     if parts or measured.toxicity.by or any(flagged.any() for flagged in measured.toxicity.flagged.values()):
         parts["toxicity"] = _toxicity(study, measured, measured.toxicity)
     return parts or None
@@ -145,6 +172,32 @@ def _stereotypes(study: Study, measured: Measured, table: StereotypeTable) -> di
 
 def _by_type(found: Mapping[str, Interval]) -> dict[str, Any]:
     return {name: interval_numbers(one) for name, one in found.items()}
+
+
+def _groups(study: Study, measured: Measured, table: GroupTable) -> dict[str, Any]:
+    bootstrap = dataclasses.replace(study.bootstrap, clusters=table.clusters)
+    low, high = table.bounds
+    width = None if low is None or high is None else high - low
+
+    def own(scores: NDArray[np.float64]) -> dict[str, Any]:
+        return _gap(group_gap(scores, table.groups, bootstrap, table.bounds))
+
+    def change(after: NDArray[np.float64], before: NDArray[np.float64]) -> dict[str, Any]:
+        difference = (after.mean(1) - before.mean(1))[:, None]
+        return _gap(group_gap(difference, table.groups, bootstrap, (None if width is None else -width, width)))
+
+    return {"data": table.data, "by": table.by} | _figures(study, measured, table.scores, own, change)
+
+
+def _gap(found: GroupGap) -> dict[str, Any]:
+    return {
+        "means": {name: interval_numbers(one) for name, one in found.means.items()},
+        "highest": found.highest,
+        "lowest": found.lowest,
+        "gap": plain(found.gap),
+        "expected": plain(found.expected),
+        "p_value": plain(found.p_value),
+    }
 
 
 def _figures(
