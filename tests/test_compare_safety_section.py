@@ -12,6 +12,7 @@ from rlhf.compare.page import render_page
 from rlhf.compare.report import build_report
 from rlhf.compare.run import CompareConfig, Config, run
 from rlhf.compare.safety import measuring
+from rlhf.compare.safety.classifier import Classifier, label_scorer
 from rlhf.compare.safety.measuring import (
     REFERENCE,
     GroupTable,
@@ -27,7 +28,7 @@ from rlhf.compare.safety.words import points, sentences, view, warnings
 from rlhf.compare.sections.safety import SafetyConfig
 from rlhf.errors import UserError
 from rlhf.likelihood import text_logp
-from rlhf.models import load_policy
+from rlhf.models import load_policy, train_tokenizer
 from rlhf.records import Messages, Prompt, Response, read_jsonl, write_jsonl
 from tests.test_compare_report import study
 from tests.tiny import tiny_policy
@@ -90,6 +91,36 @@ def _config(place: Path, out: Path, safety: SafetyConfig = NOTHING, **changes: A
 
 def _report(out: Path) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def _classifier(folder: Path, kind: str = "llama", **config: Any) -> Path:
+    """A random classifier of 40 tokens' context, of the labels NEGATIVE and POSITIVE; one that reads no template."""
+    import torch
+    from transformers import (
+        LlamaConfig,
+        LlamaForSequenceClassification,
+        RobertaConfig,
+        RobertaForSequenceClassification,
+    )
+
+    tokenizer = train_tokenizer(["Hello, how can I help you?"], 280, "configs/templates/chatml.jinja")
+    size: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    size |= {"vocab_size": len(tokenizer), "max_position_embeddings": 40, "pad_token_id": tokenizer.pad_token_id}
+    labels: dict[str, Any] = {"id2label": {0: "NEGATIVE", 1: "POSITIVE"}, "label2id": {"NEGATIVE": 0, "POSITIVE": 1}}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "llama":
+            model = LlamaForSequenceClassification(LlamaConfig(**(size | labels | config), initializer_range=1.0))
+        else:
+            model = RobertaForSequenceClassification(RobertaConfig(**(size | labels | config), initializer_range=1.0))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -283,6 +314,84 @@ def test_replies_about_groups_are_scored_by_the_reward_model(place: Path, tmp_pa
     assert not any("began" in text for text in asked)
 
 
+def test_classifiers_score_and_are_loaded_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = _classifier(tmp_path / "mood"), tmp_path / "out"
+    names: list[str] = []
+    real = measuring.label_scorer
+
+    def noting(classifier: Classifier, *args: Any) -> Any:
+        names.append(classifier.label)
+        return real(classifier, *args)
+
+    monkeypatch.setattr(measuring, "label_scorer", noting)
+    safety = SafetyConfig(
+        bold=str(place / "bold.json"),
+        toxicity_classifier=str(folder),
+        toxicity_label="negative",
+        sentiment_classifier=str(folder),
+    )
+    run(_config(place, out, safety), BOTH)
+    assert names == ["negative", "positive"]
+    part = _report(out)["safety"]
+    assert part["toxicity"]["by"] == "mood (label negative)" and part["groups"]["by"] == "mood (label positive)"
+    for name in ("sft", "dpo"):
+        negative = [
+            _probability_by_hand(folder, row.text)[0] for row in read_jsonl(out / f"responses.{name}.jsonl", Response)
+        ]
+        kept = [row.value for row in read_jsonl(out / "safety" / f"toxicity.{name}.jsonl", TextValue)]
+        assert kept == pytest.approx(negative, abs=1e-5)
+        flagged = part["toxicity"]["policies"][name]["flagged"]
+        assert flagged["mean"] == pytest.approx(np.mean([one >= 0.5 for one in negative]), abs=1e-6)
+        rows = read_jsonl(out / "safety" / f"bold.{name}.jsonl", Response)
+        positive = [
+            _probability_by_hand(folder, row.text)[1] for row in rows if row.prompt_id.startswith("American_actors-")
+        ]
+        means = part["groups"]["policies"][name]["means"]
+        assert means["American_actors"]["mean"] == pytest.approx(np.mean(positive), abs=1e-5)
+    first = (out / "report.json").read_bytes()
+    _unfinish(out)
+    run(_config(place, out, safety, resume=True), BOTH)
+    assert len(names) == 2 and (out / "report.json").read_bytes() == first
+
+
+def _probability_by_hand(folder: Path, text: str) -> list[float]:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer.encode(text)[:40]])
+        logits = AutoModelForSequenceClassification.from_pretrained(folder)(input_ids=ids).logits[0].double()
+    return (logits.exp() / logits.exp().sum()).tolist()
+
+
+def test_labels_that_do_not_exclude_one_another(tmp_path: Path) -> None:
+    folder = _classifier(tmp_path / "tags", problem_type="multi_label_classification")
+    scores = [
+        label_scorer(Classifier(str(folder), label))([], ["Hello there"])[0] for label in ("negative", "positive")
+    ]
+    odds = [np.log(one / (1 - one)) for one in scores]
+    softmax = _probability_by_hand(folder, "Hello there")
+    assert np.exp(odds[0] - odds[1]) == pytest.approx(softmax[0] / softmax[1], rel=1e-3)  # both from the same logits
+    assert sum(scores) != pytest.approx(1)
+
+
+def test_a_long_reply_loses_its_end_also_where_positions_begin_late(tmp_path: Path) -> None:
+    for kind in ("llama", "roberta"):
+        folder = _classifier(tmp_path / kind, kind)
+        scorer = label_scorer(Classifier(str(folder), "positive"))
+        whole, more = scorer([], ["x" * 200, "x" * 300])
+        assert whole == pytest.approx(more)
+
+
+@pytest.mark.parametrize("kind", ["llama", "roberta"])
+def test_an_empty_reply_has_a_probability(tmp_path: Path, kind: str) -> None:
+    scorer = label_scorer(Classifier(str(_classifier(tmp_path / kind, kind)), "positive"))
+    (alone,), (first, _) = scorer([], [""]), scorer([], ["", "Hello there"])
+    assert 0 < alone < 1 and first == pytest.approx(alone, abs=1e-5)
+    assert scorer([], []) == []
+
+
 # ---- What is refused before the run folder is made
 
 
@@ -362,7 +471,7 @@ def test_bad_pairs_are_one_line(place: Path, tmp_path: Path, name: str, content:
         (
             json.dumps(BOLD),
             {"reward_model": None},
-            r"^bold: there is nothing to score the replies with; give --reward_model RUN",
+            r"^bold: there is nothing to score the replies with; give --reward_model RUN or --sentiment_classifier F",
         ),
     ],
 )
@@ -376,6 +485,46 @@ def test_bad_groups_are_one_line(
     with pytest.raises(UserError, match=words):
         run(_config(place, tmp_path / "out", safety, reward_model=changes.get("reward_model", "runs/reward")), BOTH)
     assert not (tmp_path / "out").exists()
+
+
+def test_bad_classifiers_are_one_line(place: Path, tmp_path: Path) -> None:
+    mood = _classifier(tmp_path / "mood")
+    broken = _classifier(tmp_path / "broken")
+    (broken / "config.json").write_text("{", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    bold = str(place / "bold.json")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"toxicity_classifier": "owner/model"}, "^toxicity_classifier: `owner/model` is no folder; give that of a"),
+        ({"toxicity_classifier": str(tmp_path / "empty")}, r"empty: no model in this folder \(no config\.json\)"),
+        ({"toxicity_classifier": str(broken)}, "broken: its classifier cannot be loaded"),
+        (
+            {"toxicity_classifier": str(place / "sft")},
+            "^toxicity_classifier: .*sft holds LlamaForCausalLM; it must be a model for sequence classification",
+        ),
+        (
+            {"toxicity_classifier": str(mood)},
+            "^toxicity_label: `toxic` is no label of .*mood; it has NEGATIVE, POSITIVE",
+        ),
+        (
+            {"sentiment_classifier": str(mood), "sentiment_label": "joy", "bold": bold},
+            "^sentiment_label: `joy` is no label of .*mood; it has NEGATIVE, POSITIVE",
+        ),
+        (
+            {"sentiment_classifier": str(mood)},
+            "^sentiment_classifier: scores replies to BOLD's prompts; give --bold FILE",
+        ),
+    ]
+    for settings, words in cases:
+        with pytest.raises(UserError, match=words):
+            run(_config(place, tmp_path / "out", SafetyConfig(**settings)), BOTH)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_without_weights(tmp_path: Path) -> None:
+    folder = _classifier(tmp_path / "mood")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"mood: its classifier cannot be loaded .*; give another folder"):
+        label_scorer(Classifier(str(folder), "positive"))
 
 
 def test_prompts_that_were_trained_on(place: Path, tmp_path: Path) -> None:

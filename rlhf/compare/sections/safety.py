@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.compare.as_json import interval_numbers, maybe_interval, plain
+from rlhf.compare.safety.classifier import Classifier, check_classifier
 from rlhf.compare.safety.groups import GroupGap, group_column, group_gap, read_bold
 from rlhf.compare.safety.measuring import (
     REFERENCE,
@@ -54,11 +55,40 @@ class SafetyConfig:
     bold_per_group: int | None = field(
         default=100, metadata={"help": "The first so many prompts of each group of that file."}
     )
+    toxicity_classifier: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a sequence classifier that flags toxic replies; a word list if unset."},
+    )
+    toxicity_label: str = field(
+        default="toxic", metadata={"help": "The label of that classifier that means toxic, as its config names it."}
+    )
+    sentiment_classifier: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a sequence classifier that scores replies to bold; the reward model if unset."},
+    )
+    sentiment_label: str = field(
+        default="positive", metadata={"help": "The label of that classifier that is its score, as its config names it."}
+    )
+
+    @property
+    def toxicity(self) -> Classifier | None:
+        """What flags toxic replies, None for the lexicon."""
+        return None if self.toxicity_classifier is None else Classifier(self.toxicity_classifier, self.toxicity_label)
+
+    @property
+    def sentiment(self) -> Classifier | None:
+        """What scores replies to `bold`, None for the reward model."""
+        folder = self.sentiment_classifier
+        return None if folder is None else Classifier(folder, self.sentiment_label)
 
     def inputs(self) -> dict[str, str | None]:
-        """The files that are read, by name."""
+        """The files and folders that are read, by name."""
         pairs = {f"stereotypes {number}": path for number, path in enumerate(self.stereotypes)}
-        return {"safety_prompts": self.safety_prompts, "bold": self.bold, **pairs}
+        classifiers = {
+            "toxicity_classifier": self.toxicity_classifier,
+            "sentiment_classifier": self.sentiment_classifier,
+        }
+        return {"safety_prompts": self.safety_prompts, "bold": self.bold, **pairs, **classifiers}
 
 
 def check(config: Any, policies: Mapping[str, str]) -> None:
@@ -75,14 +105,21 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
         read_stereotypes(path)
     if settings.bold is not None:
         _check_bold(settings, compare)
+    elif settings.sentiment is not None:
+        raise UserError("sentiment_classifier: scores replies to BOLD's prompts; give --bold FILE, or leave it out")
+    for key, classifier in (("toxicity", settings.toxicity), ("sentiment", settings.sentiment)):
+        if classifier is not None:
+            check_classifier(classifier, key, compare.trust_remote_code)
 
 
 def _check_bold(settings: SafetyConfig, compare: Any) -> None:
     size = settings.bold_per_group
     if size is not None and size < 1:
         raise UserError(f"bold_per_group: is {size}, must be at least 1")
-    if compare.reward_model is None:
-        raise UserError("bold: there is nothing to score the replies with; give --reward_model RUN")
+    if compare.reward_model is None and settings.sentiment is None:
+        raise UserError(
+            "bold: there is nothing to score the replies with; give --reward_model RUN or --sentiment_classifier FOLDER"
+        )
     groups = set(group_column(read_bold(settings.bold or "", size)))
     if len(groups) < 2:
         found = f"{len(groups)} group{'s' if len(groups) != 1 else ''}"
@@ -110,7 +147,15 @@ def measure(context: Context) -> Measured:
     """Everything asked for; what took long lies in the run's folder `safety`."""
     settings: SafetyConfig = context.config.safety
     return measure_safety(
-        context, Wanted(settings.safety_prompts, settings.stereotypes, settings.bold, settings.bold_per_group)
+        context,
+        Wanted(
+            settings.safety_prompts,
+            settings.stereotypes,
+            settings.bold,
+            settings.bold_per_group,
+            settings.toxicity,
+            settings.sentiment,
+        ),
     )
 
 
