@@ -68,7 +68,8 @@ def label_scorer(classifier: Classifier, batch_size: int = 32, trust_remote_code
     how = {"truncation": True, "max_length": _longest(model, tokenizer), "batch_size": scoring_batch(batch_size, model)}
 
     def probabilities(prompts: Sequence[Any], responses: Sequence[str], **columns: Any) -> list[float]:
-        found: Any = scores(list(responses), **how)
+        # A causal classifier has no token to read in an empty text.
+        found: Any = scores([text or " " for text in responses], **how)
         return [next(one["score"] for one in row if one["label"] == label) for row in found]
 
     return probabilities
