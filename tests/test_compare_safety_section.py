@@ -389,7 +389,6 @@ def test_an_empty_reply_has_a_probability(tmp_path: Path, kind: str) -> None:
     scorer = label_scorer(Classifier(str(_classifier(tmp_path / kind, kind)), "positive"))
     (alone,), (first, _) = scorer([], [""]), scorer([], ["", "Hello there"])
     assert 0 < alone < 1 and first == pytest.approx(alone, abs=1e-5)
-    assert scorer([], []) == []
 
 
 # ---- What is refused before the run folder is made
