@@ -336,7 +336,7 @@ def _replies(
 def _answer(context: Context, what: str, prompts: list[Prompt], name: str, policy: Policy) -> list[Response]:
     """The replies in the order of prompts and index, without ids."""
     questions, messages, cut = context.questions, [prompt.messages for prompt in prompts], CutReport()
-    of = context.reference if name == REFERENCE else name
+    of = _shown(context, name)
     found: dict[tuple[int, int], Response] = {}
     with tqdm(total=len(messages) * questions.num_responses, desc=f"{of}, {what}", unit=" responses") as bar:
         for _, batch in generate(
@@ -359,15 +359,30 @@ def _logps(context: Context, texts: list[str], name: str, run_id: str, load: Cal
     file = _file(context, STEREOTYPES, name)
     values = _kept(file, TextValue, ids)
     if values is None:
-        logps = text_logp(load(), texts, context.questions.batch_size)
+        logps = _likelihoods(load(), texts, f"{_shown(context, name)}, {STEREOTYPES}", context.questions.batch_size)
         if not np.isfinite(logps).all():
             raise UserError(
-                f"{context.reference if name == REFERENCE else name}: the likelihood of a sentence is not finite, so a "
+                f"{_shown(context, name)}: the likelihood of a sentence is not finite, so a "
                 "model's numbers overflowed; set --dtype float32, or leave this policy out"
             )
         values = [TextValue(*one) for one in zip(ids, texts, logps, strict=True)]
         write_jsonl(file, values)
     return {one.text: one.value for one in values}
+
+
+def _likelihoods(policy: Policy, texts: list[str], what: str, batch_size: int) -> list[float]:
+    logps: list[float] = []
+    step = 16 * batch_size  # texts of like length share a batch within these; the bar moves after each
+    with tqdm(total=len(texts), desc=what, unit=" texts") as bar:
+        for start in range(0, len(texts), step):
+            some = texts[start : start + step]
+            logps += text_logp(policy, some, batch_size)
+            bar.update(len(some))
+    return logps
+
+
+def _shown(context: Context, name: str) -> str:
+    return context.reference if name == REFERENCE else name
 
 
 # -- the run folder --------------------------------------------------------------------------------
