@@ -214,13 +214,13 @@ def test_a_reference_that_is_not_compared_is_measured_too(place: Path, tmp_path:
     assert loaded == ["dpo", "ppo", "sft"]
     assert part["reference"]["wanted"]["n"] == 2 and list(part["from_reference"]) == ["dpo", "ppo"]
     assert report["safety"]["toxicity"]["from_reference"] is None
-    table = view(report)["parts"][0]["tables"][0]
+    table, _ = view(report)["parts"][0]["tables"]
     assert [(name, tags) for name, tags, _ in table.rows] == [
         ("dpo", ["baseline"]),
         ("ppo", []),
         ("sft", ["reference, not compared"]),
     ]
-    assert table.columns[:3] == ["Harmful refused", "Harmful: change from dpo", "Harmful: change from sft"]
+    assert table.columns == ["Refused", "change from dpo", "change from sft"]
     assert table.rows[2][2][1:3] == [None, None] and table.rows[0][2][1] is None and table.rows[0][2][2] is not None
     assert view(report)["notes"][1].startswith("No change of toxic replies from sft, the reference, is known")
 
@@ -578,7 +578,7 @@ def test_refusals_by_hand() -> None:
     assert "dpo 55% (" in first and first.endswith("), n = 20")
     assert second.startswith("toxic replies by the lexicon: sft 0% (0% to ") and second.endswith("), n = 10")
     page = render_page(made, report)
-    assert 'data-label="Harmless: change from sft"><b>+50.0</b>' in page and "n = 20" in page
+    assert 'data-label="change from sft"><b>+50.0</b>' in page and "n = 20" in page
 
 
 def test_right_moves_are_no_warnings() -> None:
@@ -605,7 +605,9 @@ def test_harmless_prompts_alone_have_no_column_of_harmful_ones() -> None:
     table = RefusalTable(np.zeros(4, dtype=bool), rows, list("abcd"), None)
     _, report = _made(["sft", "dpo"], 4, refusals=table)
     assert report["safety"]["refusals"]["policies"]["sft"]["wanted"] is None
-    assert view(report)["parts"][0]["tables"][0].columns == ["Harmless refused", "change from sft"]
+    assert [table.title for table in view(report)["parts"][0]["tables"]] == [
+        "Harmless prompts: a refusal is not wanted"
+    ]
     assert view(report)["parts"][0]["about"].startswith("Of the compared prompts that say whether they are harmful:")
     assert sentences(report)[0].startswith("harmless prompts refused: sft 50% (")
 
@@ -701,10 +703,10 @@ def test_groups_by_hand() -> None:
     assert change["gap"] == 0.6 and change["means"]["American_actors"]["n"] == 20
     assert sentences(report)[0] == "gap between the groups of gender.json: sft 0.00 (p = 1), dpo 0.60 (p = 0.0005)"
     whole, by_group = view(report)["parts"][1]["tables"]
-    assert whole.columns == ["Gap", "Gap by chance", "Highest", "Lowest", "gap of the change from sft"]
+    assert whole.columns == ["Gap", "Highest", "Lowest", "gap of the change from sft"]
     name, _, cells = whole.rows[1]
-    assert name == "dpo" and cells[0] == ("0.60", "p = 0.0005")
-    assert [cell and cell[0] for cell in cells[2:4]] == ["American actors", "American actresses"]
+    assert name == "dpo" and cells[0] == ("0.60", f"p = 0.0005, by chance {after['expected']:.2f}")
+    assert [cell and cell[0] for cell in cells[1:3]] == ["American actors", "American actresses"]
     assert [row[0] for row in by_group.rows][:2] == ["American actors: sft", "American actors: dpo"]
     assert by_group.rows[1][2][1][0] == "0.40" and by_group.rows[1][2][1][1].endswith(", n = 20")
     page = render_page(made, report)

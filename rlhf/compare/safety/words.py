@@ -1,12 +1,11 @@
 """The words and tables of the section on safety."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf.compare.safety.stereotypes import ALL
-from rlhf.compare.sentences import number, percent
+from rlhf.compare.sentences import number, percent, shown_mean, shown_span
 
 _MOST_SENTENCES = 2
 _KINDS = {"wanted": "harmful", "unwanted": "harmless"}
@@ -34,7 +33,7 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
     part = report["safety"]
     parts = []
     if "refusals" in part:
-        parts.append({"title": "Refusals", "about": _about_refusals(part["refusals"]), "tables": [_refusals(report)]})
+        parts.append({"title": "Refusals", "about": _about_refusals(part["refusals"]), "tables": _refusals(report)})
     if "toxicity" in part:
         parts.append({"title": "Toxic replies", "about": _about_toxicity(part["toxicity"]), "tables": [_toxic(report)]})
     if "stereotypes" in part:
@@ -103,10 +102,10 @@ def _about_refusals(part: dict[str, Any]) -> str:
     )
 
 
-def _refusals(report: dict[str, Any]) -> Table:
+def _refusals(report: dict[str, Any]) -> list[Table]:
     part = report["safety"]["refusals"]
-    measures = {f"{kind.capitalize()} refused": key for key, kind in _kinds(part)}
-    return _by_policy(report, part, measures)
+    titles = {"wanted": "Harmful prompts: a refusal is wanted", "unwanted": "Harmless prompts: a refusal is not wanted"}
+    return [_by_policy(report, part, key, "Refused", titles[key]) for key, _ in _kinds(part)]
 
 
 def _about_toxicity(part: dict[str, Any]) -> str:
@@ -126,17 +125,17 @@ def _flagged_by(part: dict[str, Any]) -> str:
 
 
 def _toxic(report: dict[str, Any]) -> Table:
-    return _by_policy(report, report["safety"]["toxicity"], {"Flagged": "flagged"})
+    return _by_policy(report, report["safety"]["toxicity"], "flagged", "Flagged")
 
 
 def _stereotypes(report: dict[str, Any], data: dict[str, Any]) -> list[Table]:
-    whole = dataclasses.replace(_by_policy(report, data, {"Stereotyped": ALL}), title=data["data"])
+    whole = _by_policy(report, data, ALL, "Stereotyped", data["data"])
     types = [name for name in next(iter(data["policies"].values())) if name != ALL]
     if len(types) < 2:
         return [whole]
     rows = []
     for kind in types:
-        table = _by_policy(report, data, {"Stereotyped": kind})
+        table = _by_policy(report, data, kind, "Stereotyped")
         rows += [(f"{kind}: {name}", tags, cells) for name, tags, cells in table.rows]
     return [whole, Table(f"{data['data']} by type", whole.columns, rows, folded=True, first="Type and policy")]
 
@@ -161,7 +160,7 @@ def _stereotype_warnings(report: dict[str, Any], data: dict[str, Any]) -> list[s
 def _about_groups(part: dict[str, Any]) -> str:
     return (
         f"Each prompt of {part['data']} is about a group of people; {part['by']} scores the replies. The gap is the "
-        "highest group's mean less the lowest's. Gap by chance is the mean gap where prompts are shuffled between "
+        "highest group's mean less the lowest's. By chance is the mean gap where prompts are shuffled between "
         "groups, and p is how often such a shuffle gives as large a gap. The gap of a change is between the groups "
         "that it lifted most and least."
     )
@@ -170,32 +169,27 @@ def _about_groups(part: dict[str, Any]) -> str:
 def _groups(report: dict[str, Any]) -> list[Table]:
     part = report["safety"]["groups"]
     changes = _changes(report, part)
-    columns = ["Gap", "Gap by chance", "Highest", "Lowest", *(f"gap of the change from {name}" for name, _ in changes)]
-    rows, of_group = [], []
+    gaps, means = [], []
     for name, tags, figures in _entries(report, part):
         moved = [None if _apart(tags) else by.get(name) for _, by in changes]
-        cells: list[_Cell] = [
-            (number(figures["gap"]), f"p = {_p(figures['p_value'])}"),
-            (number(figures["expected"]), ""),
-        ]
-        cells += [
-            (_group(figures[end]), _with_n(figures["means"][figures[end]], number)) for end in ("highest", "lowest")
-        ]
-        cells += [
-            one and (number(one["gap"]), f"p = {_p(one['p_value'])}, by chance {number(one['expected'])}")
-            for one in moved
-        ]
-        rows.append((name, tags, cells))
+        ends = [(_group(figures[end]), _with_n(figures["means"][figures[end]])) for end in ("highest", "lowest")]
+        gaps.append((name, tags, [_gap_cell(figures), *ends, *map(_gap_cell, moved)]))
     for group in next(iter(part["policies"].values()))["means"]:
         for name, tags, figures in _entries(report, part):
-            moved = [None if _apart(tags) else by.get(name) for _, by in changes]
-            means = [figures["means"][group], *(one and one["means"][group] for one in moved)]
-            of_group.append((f"{_group(group)}: {name}", tags, [_number_cell(one) for one in means]))
-    columns_of_group = ["Mean", *(f"change from {name}" for name, _ in changes)]
+            moved = [None if _apart(tags) or name not in by else by[name]["means"][group] for _, by in changes]
+            cells = [_mean_cell(one) for one in (figures["means"][group], *moved)]
+            means.append((f"{_group(group)}: {name}", tags, cells))
+    titles = _change_titles(changes)
     return [
-        Table("", columns, rows),
-        Table("By group", columns_of_group, of_group, folded=True, first="Group and policy"),
+        Table("", ["Gap", "Highest", "Lowest", *(f"gap of the {title}" for title in titles)], gaps),
+        Table("By group", ["Mean", *titles], means, folded=True, first="Group and policy"),
     ]
+
+
+def _gap_cell(one: dict[str, Any] | None) -> _Cell:
+    if one is None:
+        return None
+    return number(one["gap"]), f"p = {_p(one['p_value'])}, by chance {number(one['expected'])}"
 
 
 def _group(name: str) -> str:
@@ -228,23 +222,18 @@ def _notes(report: dict[str, Any]) -> list[str]:
 # -- tables ----------------------------------------------------------------------------------------
 
 
-def _by_policy(report: dict[str, Any], part: dict[str, Any], measures: Mapping[str, str]) -> Table:
-    """A row a policy; for each measure (title to key) its share, and the changes."""
+def _by_policy(report: dict[str, Any], part: dict[str, Any], key: str, measure: str, title: str = "") -> Table:
+    """A row a policy: its share, and the changes of it."""
     changes = _changes(report, part)
-    columns, rows = [], []
-    for title in measures:
-        columns += [title, *(_change_title(title, before, len(measures)) for before, _ in changes)]
+    rows = []
     for name, tags, figures in _entries(report, part):
-        cells: list[_Cell] = []
-        for key in measures.values():
-            cells.append(_share_cell(figures[key]))
-            cells += [_points_cell(by[name][key] if name in by and not _apart(tags) else None) for _, by in changes]
-        rows.append((name, tags, cells))
-    return Table("", columns, rows)
+        moved = [by[name][key] if name in by and not _apart(tags) else None for _, by in changes]
+        rows.append((name, tags, [_share_cell(figures[key]), *map(_points_cell, moved)]))
+    return Table(title, [measure, *_change_titles(changes)], rows)
 
 
-def _change_title(title: str, before: str, num_measures: int) -> str:
-    return f"change from {before}" if num_measures == 1 else f"{title.split()[0]}: change from {before}"
+def _change_titles(changes: Sequence[tuple[str, Any]]) -> list[str]:
+    return [f"change from {name}" for name, _ in changes]
 
 
 def _entries(report: dict[str, Any], part: dict[str, Any]) -> list[tuple[str, list[str], dict[str, Any]]]:
@@ -321,12 +310,13 @@ def _points_cell(interval: dict[str, Any] | None) -> _Cell:
     return None if interval is None else (points(interval["mean"]), _with_n(interval, points))
 
 
-def _number_cell(interval: dict[str, Any] | None) -> _Cell:
-    return None if interval is None else (number(interval["mean"]), _with_n(interval, number))
+def _mean_cell(interval: dict[str, Any] | None) -> _Cell:
+    return None if interval is None else (shown_mean(interval, ""), _with_n(interval))
 
 
-def _with_n(interval: dict[str, Any], shown: Callable[[float], str]) -> str:
-    return f"{_span(interval, shown)}, n = {interval['n']:,}"
+def _with_n(interval: dict[str, Any], shown: Callable[[float], str] | None = None) -> str:
+    """The interval and n, `shown` as given or as a plain number."""
+    return f"{shown_span(interval, '') if shown is None else _span(interval, shown)}, n = {interval['n']:,}"
 
 
 def _span(interval: dict[str, Any], shown: Callable[[float], str]) -> str:
