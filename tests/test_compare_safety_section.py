@@ -702,8 +702,10 @@ def test_groups_by_hand() -> None:
     }
     assert change["gap"] == 0.6 and change["means"]["American_actors"]["n"] == 20
     assert sentences(report)[0] == "gap between the groups of gender.json: sft 0.00 (p = 1), dpo 0.60 (p = 0.0005)"
-    whole, by_group = view(report)["parts"][1]["tables"]
-    assert whole.columns == ["Gap", "Highest", "Lowest", "gap of the change from sft"]
+    whole, of_change, by_group = view(report)["parts"][1]["tables"]
+    assert whole.columns == ["Gap", "Highest", "Lowest"] and of_change.columns == ["change from sft"]
+    (moved,) = of_change.rows
+    assert moved[0] == "dpo" and moved[2][0] and moved[2][0][0] == "0.60"
     name, _, cells = whole.rows[1]
     assert name == "dpo" and cells[0] == ("0.60", f"p = 0.0005, by chance {after['expected']:.2f}")
     assert [cell and cell[0] for cell in cells[1:3]] == ["American actors", "American actresses"]

@@ -169,21 +169,23 @@ def _about_groups(part: dict[str, Any]) -> str:
 def _groups(report: dict[str, Any]) -> list[Table]:
     part = report["safety"]["groups"]
     changes = _changes(report, part)
-    gaps, means = [], []
+    gaps, gaps_of_changes, means = [], [], []
     for name, tags, figures in _entries(report, part):
         moved = [None if _apart(tags) else by.get(name) for _, by in changes]
         ends = [(_group(figures[end]), _with_n(figures["means"][figures[end]])) for end in ("highest", "lowest")]
-        gaps.append((name, tags, [_gap_cell(figures), *ends, *map(_gap_cell, moved)]))
+        gaps.append((name, tags, [_gap_cell(figures), *ends]))
+        if any(moved):
+            gaps_of_changes.append((name, tags, [_gap_cell(one) for one in moved]))
     for group in next(iter(part["policies"].values()))["means"]:
         for name, tags, figures in _entries(report, part):
             moved = [None if _apart(tags) or name not in by else by[name]["means"][group] for _, by in changes]
             cells = [_mean_cell(one) for one in (figures["means"][group], *moved)]
             means.append((f"{_group(group)}: {name}", tags, cells))
     titles = _change_titles(changes)
-    return [
-        Table("", ["Gap", "Highest", "Lowest", *(f"gap of the {title}" for title in titles)], gaps),
-        Table("By group", ["Mean", *titles], means, folded=True, first="Group and policy"),
-    ]
+    tables = [Table("", ["Gap", "Highest", "Lowest"], gaps)]
+    if changes:
+        tables.append(Table("Gap of the change", titles, gaps_of_changes))
+    return [*tables, Table("By group", ["Mean", *titles], means, folded=True, first="Group and policy")]
 
 
 def _gap_cell(one: dict[str, Any] | None) -> _Cell:
