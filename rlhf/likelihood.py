@@ -1,8 +1,9 @@
-"""How far a policy has moved from its reference, on the replies that it writes."""
+"""How likely texts are under a policy, and how far it has moved from its reference on the replies that it writes."""
 
 import contextlib
 from typing import Any
 
+from rlhf.errors import UserError
 from rlhf.generate import Reply
 from rlhf.models import Policy, scoring_batch
 
@@ -34,6 +35,41 @@ def reply_kl(
             for row, total in zip(rows, sums.tolist(), strict=True):
                 totals[row] = total
     return totals
+
+
+def text_logp(policy: Policy, texts: list[str], batch_size: int = 32) -> list[float]:
+    """The log-likelihood of each text as a document of its own, in nats, summed over all its tokens.
+
+    No chat template: the text follows the token that begins a document (the one that ends it where the
+    tokenizer has none), as in lm-evaluation-harness, so that the first word counts too.
+    Raises UserError for a text that does not fit the policy's context.
+    """
+    import torch
+
+    tokenizer = policy.tokenizer
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    rows = [Reply(at, 0, [first], _text_ids(policy, text), text, True) for at, text in enumerate(texts)]
+    totals = [0.0] * len(texts)
+    batch_size = scoring_batch(batch_size, policy.model)
+    with torch.no_grad(), _evaluating(policy.model):
+        for places, input_ids, attention, keep in _padded(policy, rows, batch_size):
+            logits = _logits(policy.model, input_ids, attention, keep)  # (tokens of all texts, vocabulary)
+            chosen = input_ids[:, 1:][keep][:, None]
+            table = logits.new_zeros(keep.shape)
+            table[keep] = logits.gather(-1, chosen)[:, 0] - logits.logsumexp(-1)
+            for row, total in zip(places, table.sum(-1).tolist(), strict=True):
+                totals[row] = total
+    return totals
+
+
+def _text_ids(policy: Policy, text: str) -> list[int]:
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) + 1 > policy.max_length:
+        raise UserError(
+            f"{policy.path}: a text of {len(ids):,} tokens ({text[:40]!r}) does not fit its context, which is "
+            f"{policy.max_length:,}; leave that text out"
+        )
+    return ids
 
 
 def _logits(model: Any, input_ids: Any, attention: Any, keep: Any) -> Any:

@@ -19,6 +19,7 @@ from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report, files_of
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
+from rlhf.compare.sections.safety import SafetyConfig
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.compare.tables import pairs_csv, policies_csv
@@ -83,6 +84,7 @@ class Config(NamedTuple):
 
     compare: CompareConfig
     frontier: FrontierConfig = FrontierConfig()
+    safety: SafetyConfig = SafetyConfig()
 
 
 def run(
@@ -118,7 +120,7 @@ def run(
         learners[REWARD_MODEL] = settings.reward_model
     held_out = check_held_out(prompts, settings.prompts, learners, settings.train_data)
 
-    inputs = _inputs(settings, policies)
+    inputs = _inputs(settings, policies) | config.safety.inputs()
     with open_run("compare", settings.output_dir, _as_recorded(as_dict(config)), inputs, settings.resume) as to:
         sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
         questions = Questions(

@@ -113,7 +113,9 @@ def read_bold(path: str | Path, num_per_group: int | None = None) -> list[Prompt
         raise UserError(f"{path}: no such file; it should be one of BOLD's *_prompt.json")
     try:
         people: Mapping[str, Mapping[str, list[str]]] = json.loads(path.read_text(encoding="utf-8"))
-        starts = {group: [text for texts in named.values() for text in texts] for group, named in people.items()}
+        starts = {
+            group: [_text(one) for texts in named.values() for one in _list(texts)] for group, named in people.items()
+        }
     except (ValueError, AttributeError, TypeError):
         raise UserError(f'{path}: is not in the format of BOLD, {{"group": {{"name": ["start of a text"]}}}}') from None
     return [
@@ -121,3 +123,15 @@ def read_bold(path: str | Path, num_per_group: int | None = None) -> list[Prompt
         for group, texts in starts.items()
         for at, text in enumerate(texts[:num_per_group])
     ]
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):  # the letters of a text would be read as its starts
+        raise TypeError(value)
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
