@@ -15,6 +15,7 @@ from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
+from rlhf.compare.sections.quality import QualityConfig
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.compare.terminal import print_report
@@ -70,6 +71,7 @@ class Config(NamedTuple):
 
     compare: CompareConfig
     frontier: FrontierConfig = FrontierConfig()
+    quality: QualityConfig = QualityConfig()
 
 
 def run(

@@ -5,9 +5,9 @@ not (policies are loaded, judges asked: slow, kept in the run folder), builds it
 and views them for its template. What it cannot say it leaves out: then it is in neither file.
 """
 
-from rlhf.compare.sections import agreement, frontier, standing
+from rlhf.compare.sections import agreement, frontier, quality, standing
 from rlhf.compare.sections.section import Section
 
 __all__ = ["SECTIONS", "Section"]
 
-SECTIONS: tuple[Section, ...] = (standing.SECTION, agreement.SECTION, frontier.SECTION)
+SECTIONS: tuple[Section, ...] = (standing.SECTION, agreement.SECTION, frontier.SECTION, quality.SECTION)

@@ -1,0 +1,171 @@
+"""The words and tables of what the replies are like."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rlhf.compare.sentences import percent
+
+Numbers = dict[str, Any]  # an interval as report.json has it
+
+_MEASURES = {
+    "repetition": "Repetition",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "distinct_3": "distinct-3",
+    "self_bleu": "self-BLEU",
+    "finished": "Finished",
+}
+_SHARES = ("repetition", "finished")
+_POINTS = " points"
+
+
+def view(report: dict[str, Any]) -> dict[str, Any]:
+    """The parts of the section: each a heading, sentences, what they mean, and tables of cells `(mean, span)`."""
+    return {"sentences": [_sentence(one) for one in sentences(report)], "parts": [_replies_part(report)]}
+
+
+def _sentence(text: str) -> str:
+    return f"{text}."
+
+
+# ---- Tables
+
+
+def table(
+    caption: str,
+    columns: Mapping[str, str],
+    rows: Mapping[str, Mapping[str, Numbers | None]],
+    shown: Callable[[str], Callable[[float], str]],
+    folded: bool = False,
+) -> dict[str, Any]:
+    """A table as the template takes it; columns that no row has are left out."""
+    there = {key: title for key, title in columns.items() if any(row.get(key) for row in rows.values())}
+    told = []
+    for name, row in rows.items():
+        n = max((one["n"] for key in there if (one := row.get(key))), default=0)
+        cells = [_cell(row.get(key), shown(key), n) for key in there]
+        told.append({"name": name, "cells": cells, "n": f"{n:,}"})
+    return {"caption": caption, "columns": list(there.values()), "rows": told, "folded": folded}
+
+
+def _cell(one: Numbers | None, shown: Callable[[float], str], n: int) -> tuple[str, str] | None:
+    if one is None:
+        return None
+    return shown(one["mean"]), span(one, shown) + ("" if one["n"] == n else f", n = {one['n']:,}")
+
+
+def span(one: Numbers, shown: Callable[[float], str]) -> str:
+    """The interval's ends, or that they are unknown."""
+    if one["low"] is None or one["high"] is None:
+        return "interval unknown"
+    return f"{shown(one['low']).removesuffix(_POINTS)} to {shown(one['high'])}"
+
+
+def as_measured(key: str) -> Callable[[float], str]:
+    """How a figure is written: a share as a percentage, others with three digits."""
+    return percent if key in _SHARES else "{:.3f}".format
+
+
+def as_difference(key: str) -> Callable[[float], str]:
+    """How a difference of figures is written: with its sign, that of shares in percentage points."""
+    return points if key in _SHARES else "{:+.3f}".format
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points."""
+    return f"{100 * share:+.1f}{_POINTS}"
+
+
+def _tokens(_: str) -> Callable[[float], str]:
+    return lambda value: f"{value:,.0f}"
+
+
+def _more_tokens(_: str) -> Callable[[float], str]:
+    return lambda value: f"{value:+,.0f}"
+
+
+# ---- Replies
+
+
+def _replies_part(report: dict[str, Any]) -> dict[str, Any]:
+    part, baseline = report["quality"], report["settings"]["baseline"]
+    quantiles = {key: f"{key} are at most" for key in next(iter(part["policies"].values()))["length_quantiles"]}
+    tables = [table("Each policy", _MEASURES, part["policies"], as_measured)]
+    lengths = {name: row["length_quantiles"] for name, row in part["policies"].items()}
+    if part["differences"]:
+        rows = {f"{name} less {baseline}": row for name, row in part["differences"].items()}
+        tables.append(table("Differences to the baseline, by prompt", _MEASURES, rows, as_difference))
+        longer = {name: row["length_quantiles"] for name, row in rows.items()}
+    tables.append(table("Length in tokens", quantiles, lengths, _tokens, folded=True))
+    if part["differences"]:
+        tables.append(table("Length, differences to the baseline", quantiles, longer, _more_tokens, folded=True))
+    return {
+        "title": "The texts",
+        "sentences": [],
+        "about": [
+            "Repetition: the share of a reply's runs of four words that it has had before. distinct-n: different runs "
+            "of n words in all replies, over the words in them; longer replies have less. self-BLEU: how alike a "
+            "policy's replies to one prompt are, from 0 to 1. All are of words, whatever a policy's tokens are."
+        ],
+        "tables": tables,
+    }
+
+
+# ---- Sentences
+
+
+def sentences(report: dict[str, Any]) -> list[str]:
+    """What is known of the replies, one or two plain sentences without a full stop."""
+    if not report["quality"]["differences"]:
+        return []
+    return [_texts_sentence(report)]
+
+
+def _texts_sentence(report: dict[str, Any]) -> str:
+    """Who repeats more or less, and says more or less different things, than the baseline."""
+    baseline, told = report["settings"]["baseline"], []
+    for name, row in report["quality"]["differences"].items():
+        found = [
+            f"{words} ({as_difference(key)(one['mean'])}, {span(one, as_difference(key))})"
+            for key, more, less in (
+                ("repetition", "repeats itself more", "repeats itself less"),
+                ("distinct_2", "has more different pairs of words", "has fewer different pairs of words"),
+            )
+            if (one := row.get(key)) and (words := _side(one, more, less))
+        ]
+        if found:
+            told.append(f"{name} {' and '.join(found)}")
+    n = max(row["finished"]["n"] for row in report["quality"]["policies"].values())
+    prompts = f"{n:,} prompt{'s' if n != 1 else ''}"
+    if not told:
+        return f"no policy is known to repeat itself more than {baseline}, or less ({prompts})"
+    confidence = f"{report['settings']['confidence']:.0%}"
+    return f"beside {baseline}, {_listed(told)}; {confidence} intervals, {prompts}"
+
+
+def _side(one: Numbers, more: str, less: str) -> str | None:
+    if one["low"] is not None and one["low"] > 0:
+        return more
+    return less if one["high"] is not None and one["high"] < 0 else None
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+
+
+# ---- Warnings
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """Policies that repeat themselves more than the baseline, by more than chance."""
+    baseline, part = report["settings"]["baseline"], report["quality"]
+    found = []
+    for name, row in part["differences"].items():
+        more = row["repetition"]
+        if more is not None and more["low"] is not None and more["low"] > 0:
+            own, base = (percent(part["policies"][one]["repetition"]["mean"]) for one in (name, baseline))
+            found.append(
+                f"{name} repeats itself more than {baseline}: {own} of its runs of four words it has written before in "
+                f"the same reply, {baseline} {base} (difference {span(more, points)})."
+            )
+    return found
