@@ -2,37 +2,54 @@
 
 import dataclasses
 import io
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf.compare import answers as answers_module
+from rlhf.compare import run as run_module
 from rlhf.compare.answers import Answers
 from rlhf.compare.page import render_page
+from rlhf.compare.quality import measuring as measuring_module
 from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
+from rlhf.compare.quality.likelihoods import Likelihood, sequence_nlls
+from rlhf.compare.quality.measuring import Measured
+from rlhf.compare.quality.ratios import exponential, ratio, ratio_difference
 from rlhf.compare.quality.words import sentences, view, warnings
 from rlhf.compare.report import build_report
+from rlhf.compare.run import CompareConfig, Config, run
+from rlhf.compare.sections.quality import QualityConfig
 from rlhf.compare.statistics import Bootstrap
 from rlhf.compare.study import Study
 from rlhf.compare.terminal import print_report
-from rlhf.records import Response
+from rlhf.errors import UserError
+from rlhf.intervals import Interval
+from rlhf.models import load_policy
+from rlhf.records import Messages, Prompt, Response, read_jsonl, write_jsonl
 from tests.test_compare_report import study
+from tests.tiny import tiny_policy
 
+WORDS = ["Hello", "I would like to return the shoes", "What time does the shop close?", "Can you help me?", "Hi", "No"]
 FEW = Bootstrap(num_bootstrap=300)
 LOOP = "so it is so it is so it is"
 PLAIN = "a b c d e f g h i"
 
 
-def written(texts: dict[str, list[list[str]]], **measured: Any) -> Study:
+def written(texts: dict[str, list[list[str]]], measured: Measured | None = None) -> Study:
     """A study of policies that wrote these texts: by policy, for each prompt its replies. Tokens are words."""
     num_prompts = len(next(iter(texts.values())))
     made = study([[0.0] * num_prompts] * len(texts), None, list(texts))
     answers = [Answers(name, [_row(name, at, row) for at, row in enumerate(rows)]) for name, rows in texts.items()]
     scores = {"gold": np.array([[[0.0] * len(row) for row in rows] for rows in texts.values()])}
-    return dataclasses.replace(made, answers=answers, scores=scores, measured={"quality": measured} if measured else {})
+    return dataclasses.replace(made, answers=answers, scores=scores, measured={"quality": measured})
 
 
 def _row(name: str, at: int, texts: Sequence[str]) -> list[Response]:
@@ -41,6 +58,59 @@ def _row(name: str, at: int, texts: Sequence[str]) -> list[Response]:
         Response(f"{name}{at}.{n}", f"p{at}", text, "run", sampling)
         for n, (text, sampling) in enumerate(zip(texts, how, strict=True))
     ]
+
+
+def vowels(prompts: list[Messages], responses: list[str], **columns: Any) -> list[float]:
+    """A gold by hand: how many vowels there are."""
+    return [float(sum(letter in "aeiou" for letter in response)) for response in responses]
+
+
+def shortness(prompts: list[Messages], responses: list[str], **columns: Any) -> list[float]:
+    """A reward model by hand: the shorter the better."""
+    return [-float(len(response)) for response in responses]
+
+
+GOLD = {"gold": vowels}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny policies `sft`, `dpo` and `ppo`, `base` without a chat template, and six prompts."""
+    folder = tmp_path_factory.mktemp("quality")
+    for seed, name in enumerate(("sft", "dpo", "ppo", "base")):
+        tiny_policy(folder / name, seed=seed)
+    (folder / "base" / "chat_template.jinja").unlink()
+    prompts = [Prompt(f"p{n}", [{"role": "user", "content": text}]) for n, text in enumerate(WORDS)]
+    write_jsonl(folder / "prompts.jsonl", prompts)
+    return folder
+
+
+def _config(place: Path, out: Path, quality: QualityConfig | None = None, **changes: Any) -> Config:
+    values = {
+        "policies": [str(place / "sft"), str(place / "dpo")],
+        "prompts": str(place / "prompts.jsonl"),
+        "output_dir": str(out),
+        "max_new_tokens": 8,
+        "batch_size": 4,
+        "num_bootstrap": 200,
+    }
+    return Config(CompareConfig(**(values | changes)), quality=quality or QualityConfig())
+
+
+def _part(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))["quality"]
+
+
+def _by_torch(folder: Path, prompt: str, reply: str) -> tuple[float, int]:
+    """Nats and tokens of a text after another, from transformers alone: one sequence, no padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    after = tokenizer(reply, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logps = model(torch.tensor([before + after])).logits[0].double().log_softmax(-1)
+    start = len(before) - 1
+    return -sum(logps[start + at, token].item() for at, token in enumerate(after)), len(after)
 
 
 # ---- Replies
@@ -90,7 +160,7 @@ def test_a_policy_that_repeats_itself_is_warned_of() -> None:
 
 def test_alike_policies_in_words() -> None:
     report = build_report(written({"sft": [[PLAIN]] * 5, "dpo": [[PLAIN]] * 5}))
-    assert sentences(report) == ["no policy is known to repeat itself more than sft, or less (5 prompts)"]
+    assert sentences(report) == ["no policy is known to differ from sft in repetition or diversity (5 prompts)"]
     assert warnings(report) == []
     alone = build_report(written({"sft": [[PLAIN]]}))
     assert sentences(alone) == [] and alone["quality"]["differences"] == {}
@@ -139,3 +209,156 @@ def test_quantile_differences_draw_the_same_prompts() -> None:
     assert (one.mean, one.low, one.high, one.n) == (0, None, None, 1)
     with pytest.raises(ValueError, match="the same prompts, these answered 4, 3"):
         quantile_differences(lengths, lengths[:3], FEW)
+
+
+# ---- Ratios
+
+
+def test_a_ratio_and_its_interval() -> None:
+    # 2 + 3 + 7 of 1 + 2 + 3 = 2. Linearised: 2 + (0, -1, 1) / 2; Student's t of three: 4.3027 * 0.5 / sqrt(3).
+    one = ratio(np.array([2.0, 3.0, 7.0]), np.array([1.0, 2.0, 3.0]), FEW)
+    assert one is not None and one.mean == pytest.approx(2.0) and one.n == 3
+    assert (one.low, one.high) == pytest.approx((2 - 1.2421, 2 + 1.2421), abs=1e-4)
+    low = ratio(np.array([0.0, 9.0]), np.array([1.0, 1.0]), FEW)
+    assert low is not None and low.low == 0
+    assert ratio(np.zeros(3), np.zeros(3), FEW) is None
+
+
+def test_a_difference_of_ratios_is_paired() -> None:
+    below = np.array([1.0, 2.0, 3.0, 4.0])
+    first = (np.array([3.0, 1.0, 4.0, 1.0]) + below, below)
+    found = ratio_difference(first, (first[0] - below, below), FEW)
+    assert found is not None and (found.mean, found.low, found.high) == pytest.approx((1, 1, 1))
+    assert ratio_difference(first, (np.zeros(4), np.zeros(4)), FEW) is None
+    with pytest.raises(ValueError, match="the same prompts, these are 4, 3"):
+        ratio_difference(first, (below[:3], below[:3]), FEW)
+
+
+def test_exponentials_of_open_and_of_huge_ends() -> None:
+    assert exponential(Interval(0.0, None, None, 1)) == Interval(1.0, 0.0, None, 1)
+    found = exponential(Interval(math.log(2), 0.0, 800.0, 2))
+    assert found.mean == pytest.approx(2.0) and (found.low, found.high) == (1.0, None)
+
+
+# ---- Fluency
+
+
+def test_perplexity_is_that_of_torch_alone(place: Path, tmp_path: Path) -> None:
+    run(_config(place, tmp_path / "out", num_responses=2), GOLD)
+    part = _part(tmp_path / "out")["fluency"]
+    assert part["model"] is None
+    nlls = {}
+    for name in ("sft", "dpo"):
+        rows = read_jsonl(tmp_path / "out" / f"responses.{name}.jsonl", Response)
+        told = []
+        for row in rows:
+            prompt = f"<|im_start|>user\n{WORDS[int(row.prompt_id[1:])]}<|im_end|>\n<|im_start|>assistant\n"
+            told.append(_by_torch(place / "sft", prompt, row.text))
+        kept = read_jsonl(tmp_path / "out" / f"fluency.{name}.jsonl", Likelihood)
+        assert [(row.nll, row.num_tokens) for row in kept] == [(pytest.approx(nll, rel=1e-4), n) for nll, n in told]
+        nlls[name] = sum(nll for nll, _ in told) / sum(n for _, n in told)
+        own = part["policies"][name]
+        assert own["num_tokens"] == sum(n for _, n in told) and own["nll"]["n"] == 6
+        assert own["nll"]["mean"] == pytest.approx(nlls[name], rel=1e-4)
+        assert own["perplexity"]["mean"] == pytest.approx(math.exp(nlls[name]), rel=1e-4)
+    assert part["policies"]["dpo"]["times"]["mean"] == pytest.approx(math.exp(nlls["dpo"] - nlls["sft"]), rel=1e-4)
+    assert part["policies"]["sft"]["times"] is None
+
+
+def test_fluency_under_a_base_without_turns(place: Path, tmp_path: Path) -> None:
+    run(_config(place, tmp_path / "out", QualityConfig(fluency_model=str(place / "base"))), GOLD)
+    part = _part(tmp_path / "out")["fluency"]
+    assert part["model"] == "base"
+    rows = read_jsonl(tmp_path / "out" / "responses.dpo.jsonl", Response)
+    kept = read_jsonl(tmp_path / "out" / "fluency.dpo.jsonl", Likelihood)
+    for row, one in zip(rows, kept, strict=True):
+        nll, n = _by_torch(place / "base", f"{WORDS[int(row.prompt_id[1:])]}\n\n", row.text)
+        assert (one.nll, one.num_tokens) == (pytest.approx(nll, rel=1e-4), n)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Fluency: perplexity under base" in page and "Times that of sft" in page
+
+
+def test_batches_and_padding_change_nothing(place: Path) -> None:
+    policy = load_policy(str(place / "sft"))
+    encoded = [([5, 6, 7, 8, 9][:size], [0, 1, 1, 1, 1][:size]) for size in (0, 1, 2, 5, 3)]
+    done: list[int] = []
+    together = sequence_nlls(policy, encoded, 3, done.append)
+    assert together == pytest.approx([sequence_nlls(policy, [one], 1)[0] for one in encoded], rel=1e-5)
+    assert together[:2] == [0, 0] and done == [3]
+
+
+def test_an_overflow_is_named(place: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    tokenizer, model = AutoTokenizer.from_pretrained(place / "sft"), AutoModelForCausalLM.from_pretrained(place / "sft")
+    model.model.norm.weight.data.fill_(float("inf"))
+    tokenizer.save_pretrained(broken)
+    model.save_pretrained(broken)
+    words = "broken: its likelihood of replies of sft is not finite, so its numbers overflowed; set --dtype float32$"
+    with pytest.raises(UserError, match=words):
+        run(_config(place, tmp_path / "out", QualityConfig(fluency_model=str(broken))), GOLD)
+
+
+def _no_model(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a model was loaded")
+
+
+def _stopped(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def _run_twice(config: Config, judges: dict[str, Any]) -> None:
+    """Stopped when all is measured; resumed without any model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "build_report", _stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, judges)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers_module, "load_policy", _no_model)
+        patch.setattr(measuring_module, "load_fluency_model", _no_model)
+        run(config._replace(compare=dataclasses.replace(config.compare, resume=True)), judges)
+
+
+def test_a_resumed_run_loads_no_model(place: Path, tmp_path: Path) -> None:
+    _run_twice(_config(place, tmp_path / "out"), GOLD)
+    run(_config(place, tmp_path / "whole"), GOLD)
+    assert (tmp_path / "out" / "report.json").read_bytes() == (tmp_path / "whole" / "report.json").read_bytes()
+
+
+def _likelihoods(*nlls: float) -> list[Likelihood]:
+    """Of ten tokens each."""
+    return [Likelihood(f"n{at}", 10 * nll, 10, "tokens") for at, nll in enumerate(nlls)]
+
+
+def test_fluency_in_words() -> None:
+    generator = np.random.default_rng(0)
+    noise = generator.normal(0, 0.01, 40)
+    fluency = {"sft": _likelihoods(*[1.0] * 40), "dpo": _likelihoods(*(1.0 + math.log(2) + noise))}
+    report = build_report(written({name: [[PLAIN]] * 40 for name in fluency}, Measured(fluency)))
+    (sentence,) = sentences(report)
+    assert sentence.startswith("beside sft, dpo is less fluent under sft (2.0")
+    assert "times the perplexity, " in sentence
+    alike = {"sft": _likelihoods(*[1.0] * 40), "dpo": _likelihoods(*(1.0 + noise - noise.mean()))}
+    report = build_report(written({name: [[PLAIN]] * 40 for name in alike}, Measured(alike, "base")))
+    assert sentences(report) == [
+        "no policy is known to differ from sft in repetition, diversity or fluency (40 prompts)"
+    ]
+
+
+BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"fluency_model": "nowhere/at/all"}, {}, "^nowhere/at/all: no such model folder"),
+]
+
+
+@pytest.mark.parametrize(("quality", "changes", "words"), BAD)
+def test_bad_settings_are_one_line_and_leave_nothing(
+    place: Path, tmp_path: Path, quality: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    def placed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(one) for one in value]
+        return value.replace("{place}", str(place)) if isinstance(value, str) else value
+
+    settings = QualityConfig(**{key: placed(value) for key, value in quality.items()})
+    with pytest.raises(UserError, match=words):
+        run(_config(place, tmp_path / "out", settings, **{key: placed(one) for key, one in changes.items()}), GOLD)
+    assert not (tmp_path / "out").exists()

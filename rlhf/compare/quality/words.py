@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlhf.compare.sentences import percent
+from rlhf.compare.sentences import number, percent
 
 Numbers = dict[str, Any]  # an interval as report.json has it
 
@@ -21,7 +21,14 @@ _POINTS = " points"
 
 def view(report: dict[str, Any]) -> dict[str, Any]:
     """The parts of the section: each a heading, sentences, what they mean, and tables of cells `(mean, span)`."""
-    return {"sentences": [_sentence(one) for one in sentences(report)], "parts": [_replies_part(report)]}
+    return {"sentences": [_sentence(one) for one in sentences(report)], "parts": _parts(report)}
+
+
+def _parts(report: dict[str, Any]) -> list[dict[str, Any]]:
+    parts = [_replies_part(report)]
+    if report["quality"]["fluency"] is not None:
+        parts.append(_fluency_part(report))
+    return parts
 
 
 def _sentence(text: str) -> str:
@@ -111,6 +118,33 @@ def _replies_part(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# ---- Fluency
+
+
+def _fluency_part(report: dict[str, Any]) -> dict[str, Any]:
+    part, baseline = report["quality"]["fluency"], report["settings"]["baseline"]
+    columns = {"perplexity": "Perplexity", "nll": "Nats a token", "times": f"Times that of {baseline}"}
+    return {
+        "title": f"Fluency: perplexity under {_judge_of_fluency(report)}",
+        "sentences": [],
+        "about": [
+            "How surprising the replies' tokens are to that model after their prompt, the end of the turn left out. "
+            "Lower is more fluent to it; so is text that repeats itself, and what a policy has learned that the model "
+            "has not surprises it too."
+        ],
+        "tables": [table("Each policy", columns, part["policies"], _as_fluency)],
+    }
+
+
+def _as_fluency(key: str) -> Callable[[float], str]:
+    return "{:.3f}".format if key == "nll" else number
+
+
+def _judge_of_fluency(report: dict[str, Any]) -> str:
+    model, reference = report["quality"]["fluency"]["model"], report["settings"]["reference"]
+    return f"{reference}, the reference" if model is None else model
+
+
 # ---- Sentences
 
 
@@ -122,7 +156,7 @@ def sentences(report: dict[str, Any]) -> list[str]:
 
 
 def _texts_sentence(report: dict[str, Any]) -> str:
-    """Who repeats more or less, and says more or less different things, than the baseline."""
+    """Who repeats itself more or less than the baseline, is more or less diverse, more or less fluent."""
     baseline, told = report["settings"]["baseline"], []
     for name, row in report["quality"]["differences"].items():
         found = [
@@ -133,20 +167,27 @@ def _texts_sentence(report: dict[str, Any]) -> str:
             )
             if (one := row.get(key)) and (words := _side(one, more, less))
         ]
+        fluency = report["quality"]["fluency"]
+        times = fluency and fluency["policies"][name]["times"]
+        if times and (words := _side(times, "is less fluent", "is more fluent", even=1.0)):
+            shown = f"{number(times['mean'])} times the perplexity, {span(times, number)}"
+            found.append(f"{words} under {fluency['model'] or report['settings']['reference']} ({shown})")
         if found:
             told.append(f"{name} {' and '.join(found)}")
     n = max(row["finished"]["n"] for row in report["quality"]["policies"].values())
     prompts = f"{n:,} prompt{'s' if n != 1 else ''}"
     if not told:
-        return f"no policy is known to repeat itself more than {baseline}, or less ({prompts})"
+        measures = "repetition, diversity or fluency" if report["quality"]["fluency"] else "repetition or diversity"
+        return f"no policy is known to differ from {baseline} in {measures} ({prompts})"
     confidence = f"{report['settings']['confidence']:.0%}"
     return f"beside {baseline}, {_listed(told)}; {confidence} intervals, {prompts}"
 
 
-def _side(one: Numbers, more: str, less: str) -> str | None:
-    if one["low"] is not None and one["low"] > 0:
+def _side(one: Numbers, more: str, less: str, even: float = 0.0) -> str | None:
+    """Which of the two the whole interval says; None where it holds `even`."""
+    if one["low"] is not None and one["low"] > even:
         return more
-    return less if one["high"] is not None and one["high"] < 0 else None
+    return less if one["high"] is not None and one["high"] < even else None
 
 
 def _listed(parts: Sequence[str]) -> str:

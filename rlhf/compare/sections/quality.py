@@ -1,22 +1,42 @@
 """What the replies are like beside the baseline's, and what alignment cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.compare.answers import Answers
 from rlhf.compare.as_json import interval_numbers, maybe_interval
 from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
+from rlhf.compare.quality.likelihoods import fluency_tokenizer, likelihood_sums
+from rlhf.compare.quality.measuring import Measured, measure_models
+from rlhf.compare.quality.ratios import exponential, ratio, ratio_difference
 from rlhf.compare.quality.replies import Replies, quality, quality_differences
 from rlhf.compare.quality.words import sentences, view, warnings
 from rlhf.compare.sections.section import Section
-from rlhf.compare.study import Study
+from rlhf.compare.study import Context, Study
 from rlhf.intervals import Interval
 
 
 @dataclass(frozen=True)
 class QualityConfig:
     """What is measured of quality beside the replies' own texts."""
+
+    fluency_model: str | None = field(
+        default=None,
+        metadata={"help": "A base whose perplexity of the replies says how fluent they are; by default the reference."},
+    )
+
+
+def check(config: Any, policies: Mapping[str, str]) -> None:
+    """Raise UserError for settings that cannot be, and for files and models that are not there."""
+    settings, trust = config.quality, config.compare.trust_remote_code
+    if settings.fluency_model is not None:
+        fluency_tokenizer(settings.fluency_model, trust)
+
+
+def measure(context: Context) -> Measured:
+    """What models must be loaded for; kept in the run folder as `fluency.<policy>.jsonl`."""
+    return measure_models(context)
 
 
 def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
@@ -25,6 +45,7 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
     replies = {answer.name: _replies(answer) for answer in study.answers}
     lengths = {answer.name: answer.lengths for answer in study.answers}
     bootstrap = study.bootstrap
+    measured: Measured = study.measured.get("quality") or Measured()
     return {
         "policies": {
             name: _figures(quality(replies[name], bootstrap))
@@ -36,6 +57,7 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
             | {"length_quantiles": _quantiles(quantile_differences(lengths[name], lengths[baseline], bootstrap))}
             for name in others
         },
+        "fluency": _fluency(measured, study, baseline) if measured.fluency else None,
     }
 
 
@@ -48,8 +70,26 @@ def _figures(found: Mapping[str, Interval | None]) -> dict[str, Any]:
     return {name: maybe_interval(interval) for name, interval in found.items()}
 
 
+def _fluency(measured: Measured, study: Study, baseline: str) -> dict[str, Any]:
+    """By policy nats a token, the perplexity, and how many `times` the baseline's that is."""
+    clusters = len(study.prompts)
+    sums = {name: likelihood_sums(rows, clusters) for name, rows in measured.fluency.items()}
+    rows = {}
+    for name, own in sums.items():
+        nll = ratio(*own, study.bootstrap)
+        more = None if name == baseline else ratio_difference(own, sums[baseline], study.bootstrap)
+        rows[name] = {
+            "nll": maybe_interval(nll),
+            "perplexity": None if nll is None else interval_numbers(exponential(nll)),
+            "nll_difference": maybe_interval(more),
+            "times": None if more is None else interval_numbers(exponential(more)),
+            "num_tokens": int(own[1].sum()),
+        }
+    return {"model": measured.fluency_model, "policies": rows}
+
+
 def _quantiles(found: Mapping[float, Interval]) -> dict[str, Any]:
     return {f"{at:.0%}": interval_numbers(interval) for at, interval in found.items()}
 
 
-SECTION = Section("quality", "What the replies are like", build, view, warnings=warnings, says=sentences)
+SECTION = Section("quality", "What the replies are like", build, view, measure, warnings, check, sentences)
