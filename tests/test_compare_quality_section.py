@@ -21,8 +21,8 @@ from rlhf.compare.page import render_page
 from rlhf.compare.quality import measuring as measuring_module
 from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
 from rlhf.compare.quality.likelihoods import Likelihood, sequence_nlls
-from rlhf.compare.quality.measuring import Measured
-from rlhf.compare.quality.ratios import exponential, ratio, ratio_difference
+from rlhf.compare.quality.measuring import HeldOut, Measured
+from rlhf.compare.quality.ratios import exponential, less_one, ratio, ratio_difference
 from rlhf.compare.quality.words import sentences, view, warnings
 from rlhf.compare.report import build_report
 from rlhf.compare.run import CompareConfig, Config, run
@@ -33,11 +33,17 @@ from rlhf.compare.terminal import print_report
 from rlhf.errors import UserError
 from rlhf.intervals import Interval
 from rlhf.models import load_policy
-from rlhf.records import Messages, Prompt, Response, read_jsonl, write_jsonl
+from rlhf.records import Demonstration, Messages, Prompt, Response, read_jsonl, write_jsonl
 from tests.test_compare_report import study
 from tests.tiny import tiny_policy
 
 WORDS = ["Hello", "I would like to return the shoes", "What time does the shop close?", "Can you help me?", "Hi", "No"]
+TURNS = [
+    ("Good morning", "How can I help you?"),
+    ("When do you close?", "At six."),
+    ("My shoes?", "Which?", "The red ones.", "You can return them within thirty days."),
+    ("When do you close?", "At six."),
+]
 FEW = Bootstrap(num_bootstrap=300)
 LOOP = "so it is so it is so it is"
 PLAIN = "a b c d e f g h i"
@@ -82,7 +88,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "base" / "chat_template.jinja").unlink()
     prompts = [Prompt(f"p{n}", [{"role": "user", "content": text}]) for n, text in enumerate(WORDS)]
     write_jsonl(folder / "prompts.jsonl", prompts)
+    demonstrations = [_demonstration(f"d{n}", *turns) for n, turns in enumerate(TURNS)]
+    write_jsonl(folder / "heldout.jsonl", demonstrations)
+    write_jsonl(folder / "train.jsonl", demonstrations[:1])
+    write_jsonl(folder / "open.jsonl", [Demonstration("d0", [{"role": "user", "content": "Hello?"}])])
     return folder
+
+
+def _demonstration(name: str, *turns: str) -> Demonstration:
+    roles = ("user", "assistant") * len(turns)
+    return Demonstration(name, [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)])
 
 
 def _config(place: Path, out: Path, quality: QualityConfig | None = None, **changes: Any) -> Config:
@@ -344,8 +359,116 @@ def test_fluency_in_words() -> None:
     ]
 
 
+# ---- Alignment tax
+
+
+def test_loss_on_demonstrations_is_that_of_torch_alone(place: Path, tmp_path: Path) -> None:
+    quality = QualityConfig(heldout=str(place / "heldout.jsonl"))
+    policies = [str(place / "dpo"), str(place / "ppo")]
+    run(_config(place, tmp_path / "out", quality, policies=policies, reference=str(place / "sft")), GOLD)
+    part = _part(tmp_path / "out")["heldout"]
+    assert (part["file"], part["num_demonstrations"]) == ("heldout.jsonl", 4)
+    losses = {}
+    for name in ("sft", "dpo", "ppo"):
+        told = [_assistant_loss(place / name, turns) for turns in TURNS]
+        losses[name] = sum(nll for nll, _ in told) / sum(n for _, n in told)
+        own = part["reference"] if name == "sft" else part["policies"][name]
+        assert own["nll"]["mean"] == pytest.approx(losses[name], rel=1e-4) and own["nll"]["n"] == 3  # one comes twice
+        assert own["num_tokens"] == sum(n for _, n in told)
+    dpo = part["policies"]["dpo"]
+    assert dpo["difference"]["mean"] == pytest.approx(losses["dpo"] - losses["sft"], abs=1e-4)
+    assert dpo["tax"]["mean"] == pytest.approx(losses["dpo"] / losses["sft"] - 1, abs=1e-4)
+    assert sorted(file.name for file in (tmp_path / "out").glob("heldout.*")) == [
+        "heldout.dpo.jsonl",
+        "heldout.ppo.jsonl",
+        "heldout.start.jsonl",
+    ]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Alignment tax" in page and "More than sft" in page
+
+
+def _assistant_loss(folder: Path, turns: Sequence[str]) -> tuple[float, int]:
+    """Nats and tokens of all that the assistant says, its ends of turns included."""
+    before, nll, num = "", 0.0, 0
+    for user, assistant in zip(turns[::2], turns[1::2], strict=True):
+        before += f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+        one, n = _by_torch(folder, before, f"{assistant}<|im_end|>")
+        nll, num, before = nll + one, num + n, f"{before}{assistant}<|im_end|>\n"
+    return nll, num
+
+
+def test_a_run_with_held_out_demonstrations_resumes_without_a_model(place: Path, tmp_path: Path) -> None:
+    quality = QualityConfig(str(place / "base"), str(place / "heldout.jsonl"))
+    _run_twice(_config(place, tmp_path / "out", quality), GOLD)
+    run(_config(place, tmp_path / "whole", quality), GOLD)
+    assert (tmp_path / "out" / "report.json").read_bytes() == (tmp_path / "whole" / "report.json").read_bytes()
+
+
+def test_each_model_is_loaded_once_for_all_of_quality(place: Path, tmp_path: Path) -> None:
+    loaded: list[str] = []
+    real = measuring_module.load_fluency_model
+
+    def counting(path: str, *args: Any) -> Any:
+        loaded.append(Path(path).name)
+        return real(path, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring_module, "load_fluency_model", counting)
+        run(_config(place, tmp_path / "out", QualityConfig(heldout=str(place / "heldout.jsonl"))), GOLD)
+    assert loaded == ["sft", "dpo"]
+
+
+def _taxed(*losses: float, tokens: str = "tokens") -> dict[str, Any]:
+    """A report of sft and dpo with this loss on each demonstration of dpo where sft's is 2 nats a token."""
+    before = _likelihoods(*[2.0] * len(losses))
+    own = [dataclasses.replace(row, tokens=tokens) for row in _likelihoods(*losses)]
+    clusters = [str(at) for at in range(len(losses))]
+    heldout = HeldOut("heldout.jsonl", "0", clusters, before, {"sft": before, "dpo": own})
+    return build_report(written({"sft": [[PLAIN]] * 5, "dpo": [[PLAIN]] * 5}, Measured(heldout=heldout)))
+
+
+def test_the_tax_in_words() -> None:
+    report = _taxed(*[2.2, 2.3, 2.4] * 10)  # 0.3 of 2: 15%
+    row = report["quality"]["heldout"]["policies"]["dpo"]
+    assert row["difference"]["mean"] == pytest.approx(0.3) and row["tax"]["mean"] == pytest.approx(0.15)
+    assert (row["tax"]["low"], row["tax"]["high"]) == pytest.approx(
+        (row["difference"]["low"] / 2, row["difference"]["high"] / 2), abs=1e-5
+    )
+    assert sentences(report)[1].startswith("loss on 30 held-out demonstrations beside sft: dpo +15.0% (+13.")
+    assert sentences(report)[1].endswith("); 95% intervals")
+    (warning,) = warnings(report)
+    assert warning.startswith("dpo pays an alignment tax: its loss on held-out demonstrations is 15% above that of sft")
+    assert warnings(_taxed(*[2.05, 2.06] * 10)) == []  # above 0, and under 5%
+    assert warnings(_taxed(*[1.0, 3.4] * 5)) == []  # 10%, and it may be none
+
+
+def test_other_tokens_have_no_tax() -> None:
+    report = _taxed(*[3.0] * 10, tokens="others")
+    row = report["quality"]["heldout"]["policies"]["dpo"]
+    assert row["tax"] is None and row["difference"] is None and row["nll"]["mean"] == pytest.approx(3.0)
+    assert len(sentences(report)) == 1 and warnings(report) == []
+    part = next(part for part in view(report)["parts"] if part["title"] == "Alignment tax")
+    assert part["sentences"] == [
+        "dpo has other tokens than sft, so its nats a token cannot be set beside those of sft."
+    ]
+
+
+def test_a_share_more() -> None:
+    assert less_one(Interval(1.5, None, 2.0, 3)) == Interval(0.5, None, 1.0, 3)
+
+
+# ---- Settings
+
+
 BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"fluency_model": "nowhere/at/all"}, {}, "^nowhere/at/all: no such model folder"),
+    ({"heldout": "nowhere.jsonl"}, {}, "^nowhere.jsonl: no such file"),
+    (
+        {"heldout": "{place}/open.jsonl"},
+        {},
+        "open.jsonl: demonstration `d0` does not end with a reply; its last message",
+    ),
+    ({"heldout": "{place}/heldout.jsonl"}, {"train_data": ["{place}/heldout.jsonl"]}, "TRAINED"),
 ]
 
 

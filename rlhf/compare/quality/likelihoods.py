@@ -39,6 +39,11 @@ class Likelihood:
     tokens: str
 
 
+def same_tokens(a: Sequence[Likelihood], b: Sequence[Likelihood]) -> bool:
+    """Whether two models were asked about the same tokens, so that their nats a token say the same."""
+    return [row.tokens for row in a] == [row.tokens for row in b]
+
+
 def likelihood_sums(rows: Sequence[Likelihood], num_clusters: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nats and tokens of each of `num_clusters` runs of as many rows, (clusters,) each."""
     nll, tokens = np.array([row.nll for row in rows]), np.array([float(row.num_tokens) for row in rows])

@@ -8,13 +8,41 @@ from typing import Any, TypeVar
 
 from rlhf.compare.answers import Answers, same_place
 from rlhf.compare.frontier.measuring import START
-from rlhf.compare.quality.likelihoods import Likelihood, load_fluency_model, reply_ids, reply_likelihoods
+from rlhf.compare.quality.likelihoods import (
+    Likelihood,
+    demonstration_ids,
+    demonstration_likelihoods,
+    load_fluency_model,
+    read_demonstrations,
+    reply_ids,
+    reply_likelihoods,
+)
 from rlhf.compare.study import Context
+from rlhf.data.split import prompt_key
 from rlhf.models import Policy
-from rlhf.records import read_jsonl, write_jsonl
-from rlhf.runs import read_run
+from rlhf.records import Demonstration, read_jsonl, write_jsonl
+from rlhf.runs import file_sha256, read_run
 
 Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Demonstrations that no policy learned from, and how likely each model finds them.
+
+    Args:
+        file: the file's name.
+        sha256: of the file.
+        clusters: what makes two demonstrations the same, of each.
+        reference: the Likelihood of each under the reference.
+        policies: the same by policy.
+    """
+
+    file: str
+    sha256: str
+    clusters: list[str]
+    reference: list[Likelihood]
+    policies: dict[str, list[Likelihood]]
 
 
 @dataclass(frozen=True)
@@ -24,10 +52,12 @@ class Measured:
     Args:
         fluency: by policy, the Likelihood of each reply, prompt by prompt.
         fluency_model: the name of the model that said so, None for the reference.
+        heldout: of held-out demonstrations, where there are some.
     """
 
     fluency: dict[str, list[Likelihood]] = field(default_factory=dict)
     fluency_model: str | None = None
+    heldout: HeldOut | None = None
 
 
 def measure_models(context: Context) -> Measured:
@@ -38,13 +68,27 @@ def measure_models(context: Context) -> Measured:
     if not any(same_place(path, context.reference) for path in models.values()):
         models[START] = context.reference
     judge = settings.fluency_model or context.reference
+    demonstrations = [] if settings.heldout is None else read_demonstrations(settings.heldout)
     fluency: dict[str, list[Likelihood]] = {}
-    for path in models.values():
+    heldout: dict[str, list[Likelihood]] = {}
+    for name, path in models.items():  # all of one model, then the next
+        if demonstrations:
+            heldout[name] = measuring.heldout(name, path, demonstrations)
         if same_place(path, judge) and not fluency:
-            fluency = measuring.fluency(path)
-    named = settings.fluency_model
-    name = None if named is None else Path(named).name or Path(named).resolve().name
-    return Measured(fluency or measuring.fluency(judge), name)
+            fluency = measuring.fluency(judge)
+    return Measured(
+        fluency or measuring.fluency(judge),
+        _folder_name(settings.fluency_model) if settings.fluency_model else None,
+        _held_out(context, demonstrations, heldout) if demonstrations else None,
+    )
+
+
+def _held_out(context: Context, demonstrations: Sequence[Demonstration], found: dict[str, list[Likelihood]]) -> HeldOut:
+    file: str = context.config.quality.heldout
+    same = [name for name, path in context.policies.items() if same_place(path, context.reference)]
+    policies = {name: found[name] for name in context.policies}
+    clusters = [prompt_key(row.messages) for row in demonstrations]
+    return HeldOut(Path(file).name, file_sha256(file), clusters, found[same[0] if same else START], policies)
 
 
 @dataclass
@@ -71,6 +115,16 @@ class _Measuring:
 
         return self._kept(f"fluency.{answer.name}.jsonl", Likelihood, ids, measure)
 
+    def heldout(self, name: str, path: str, rows: Sequence[Demonstration]) -> list[Likelihood]:
+        """How likely the model at this path finds each demonstration."""
+        ids = demonstration_ids(_model_id(path), rows)
+
+        def measure() -> list[Likelihood]:
+            batch_size = self.context.questions.batch_size
+            return demonstration_likelihoods(self._loaded(path), name, ids, rows, batch_size)
+
+        return self._kept(f"heldout.{name}.jsonl", Likelihood, ids, measure)
+
     def _kept(self, file: str, kind: type[Row], ids: Sequence[str], measure: Callable[[], list[Row]]) -> list[Row]:
         """The rows on disk where they are of these ids, in order; else measured, and written whole."""
         path = self.context.folder / file
@@ -94,6 +148,10 @@ class _Measuring:
 
 def _model_id(path: str) -> str:
     return read_run(path).id if (Path(path) / "run.json").is_file() else path
+
+
+def _folder_name(path: str) -> str:
+    return Path(path).name or Path(path).resolve().name
 
 
 def _free_memory() -> None:

@@ -51,3 +51,9 @@ def exponential(interval: Interval) -> Interval:
 
 def _exp(value: float) -> float | None:
     return math.exp(value) if value < 700 else None  # of few prompts an end can be anything
+
+
+def less_one(interval: Interval) -> Interval:
+    """A ratio of two figures as how much more the first is, a share of the second."""
+    low, high = (None if end is None else end - 1 for end in (interval.low, interval.high))
+    return Interval(interval.mean - 1, low, high, interval.n)

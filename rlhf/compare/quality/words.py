@@ -17,6 +17,7 @@ _MEASURES = {
 }
 _SHARES = ("repetition", "finished")
 _POINTS = " points"
+_MUCH_TAX = 0.05  # of the reference's loss: worth a warning
 
 
 def view(report: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +29,8 @@ def _parts(report: dict[str, Any]) -> list[dict[str, Any]]:
     parts = [_replies_part(report)]
     if report["quality"]["fluency"] is not None:
         parts.append(_fluency_part(report))
+    if report["quality"]["heldout"] is not None:
+        parts.append(_tax_part(report))
     return parts
 
 
@@ -145,14 +148,47 @@ def _judge_of_fluency(report: dict[str, Any]) -> str:
     return f"{reference}, the reference" if model is None else model
 
 
+# ---- Alignment tax
+
+
+def _tax_part(report: dict[str, Any]) -> dict[str, Any]:
+    part, reference = report["quality"]["heldout"], report["settings"]["reference"]
+    columns = {"nll": "Nats a token", "difference": f"More than {reference}", "tax": "Tax"}
+    rows = part["policies"] if reference in part["policies"] else {reference: part["reference"]} | part["policies"]
+    return {
+        "title": "Alignment tax",
+        "sentences": [
+            f"{name} has other tokens than {reference}, so its nats a token cannot be set beside those of {reference}."
+            for name, row in part["policies"].items()
+            if row["difference"] is None and row["nll"] is not None
+        ],
+        "about": [
+            f"The loss on {part['num_demonstrations']:,} demonstrations held out from SFT ({part['file']}): the "
+            f"negative log-likelihood of what the assistant says in them. Tax: how much more it is than that of "
+            f"{reference}. n is the number of different demonstrations."
+        ],
+        "tables": [table("Each policy", columns, rows, _as_tax)],
+    }
+
+
+def _as_tax(key: str) -> Callable[[float], str]:
+    return signed_percent if key == "tax" else "{:+.3f}".format if key == "difference" else "{:.3f}".format
+
+
+def signed_percent(share: float) -> str:
+    """A change as a percentage with its sign."""
+    return f"{share:+.1%}"
+
+
 # ---- Sentences
 
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What is known of the replies, one or two plain sentences without a full stop."""
-    if not report["quality"]["differences"]:
-        return []
-    return [_texts_sentence(report)]
+    found = [_texts_sentence(report)] if report["quality"]["differences"] else []
+    if report["quality"]["heldout"] is not None and (sentence := _tax_sentence(report)):
+        found.append(sentence)
+    return found
 
 
 def _texts_sentence(report: dict[str, Any]) -> str:
@@ -183,6 +219,22 @@ def _texts_sentence(report: dict[str, Any]) -> str:
     return f"beside {baseline}, {_listed(told)}; {confidence} intervals, {prompts}"
 
 
+def _tax_sentence(report: dict[str, Any]) -> str | None:
+    """How much more each policy's loss on held-out demonstrations is than the reference's."""
+    part, reference = report["quality"]["heldout"], report["settings"]["reference"]
+    told = [
+        f"{name} {signed_percent(tax['mean'])} ({span(tax, signed_percent)})"
+        for name, row in part["policies"].items()
+        if (tax := row["tax"]) and name != reference
+    ]
+    if not told:
+        return None
+    return (
+        f"loss on {part['num_demonstrations']:,} held-out demonstrations beside {reference}: {_listed(told)}; "
+        f"{report['settings']['confidence']:.0%} intervals"
+    )
+
+
 def _side(one: Numbers, more: str, less: str, even: float = 0.0) -> str | None:
     """Which of the two the whole interval says; None where it holds `even`."""
     if one["low"] is not None and one["low"] > even:
@@ -198,7 +250,11 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
-    """Policies that repeat themselves more than the baseline, by more than chance."""
+    """Policies that repeat themselves more than the baseline, and that lost much of what SFT had learned."""
+    return [*_repeating(report), *_taxed(report)]
+
+
+def _repeating(report: dict[str, Any]) -> list[str]:
     baseline, part = report["settings"]["baseline"], report["quality"]
     found = []
     for name, row in part["differences"].items():
@@ -210,3 +266,15 @@ def warnings(report: dict[str, Any]) -> list[str]:
                 f"the same reply, {baseline} {base} (difference {span(more, points)})."
             )
     return found
+
+
+def _taxed(report: dict[str, Any]) -> list[str]:
+    part, reference = report["quality"]["heldout"], report["settings"]["reference"]
+    rows = {} if part is None else part["policies"]
+    return [
+        f"{name} pays an alignment tax: its loss on held-out demonstrations is {percent(row['tax']['mean'])} above "
+        f"that of {reference} ({report['settings']['confidence']:.0%} interval {span(row['tax'], signed_percent)}): it has "
+        "lost some of what SFT taught."
+        for name, row in rows.items()
+        if row["tax"] is not None and (row["tax"]["low"] or 0) > 0 and row["tax"]["mean"] > _MUCH_TAX
+    ]

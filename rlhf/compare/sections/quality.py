@@ -1,5 +1,6 @@
 """What the replies are like beside the baseline's, and what alignment cost."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 from rlhf.compare.answers import Answers
 from rlhf.compare.as_json import interval_numbers, maybe_interval
 from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
-from rlhf.compare.quality.likelihoods import fluency_tokenizer, likelihood_sums
-from rlhf.compare.quality.measuring import Measured, measure_models
-from rlhf.compare.quality.ratios import exponential, ratio, ratio_difference
+from rlhf.compare.quality.likelihoods import fluency_tokenizer, likelihood_sums, read_demonstrations, same_tokens
+from rlhf.compare.quality.measuring import HeldOut, Measured, measure_models
+from rlhf.compare.quality.ratios import exponential, less_one, ratio, ratio_difference
 from rlhf.compare.quality.replies import Replies, quality, quality_differences
 from rlhf.compare.quality.words import sentences, view, warnings
 from rlhf.compare.sections.section import Section
 from rlhf.compare.study import Context, Study
+from rlhf.data.split import check_splits
 from rlhf.intervals import Interval
 
 
@@ -25,6 +27,10 @@ class QualityConfig:
         default=None,
         metadata={"help": "A base whose perplexity of the replies says how fluent they are; by default the reference."},
     )
+    heldout: str | None = field(
+        default=None,
+        metadata={"help": "JSONL file of demonstrations held out from SFT: what policies lost on them is the tax."},
+    )
 
 
 def check(config: Any, policies: Mapping[str, str]) -> None:
@@ -32,10 +38,18 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
     settings, trust = config.quality, config.compare.trust_remote_code
     if settings.fluency_model is not None:
         fluency_tokenizer(settings.fluency_model, trust)
+    if settings.heldout is not None:
+        read_demonstrations(settings.heldout)
+        _check_not_trained_on(settings.heldout, config)
+
+
+def _check_not_trained_on(path: str, config: Any) -> None:
+    for trained_on in config.compare.train_data:
+        check_splits([path, trained_on])
 
 
 def measure(context: Context) -> Measured:
-    """What models must be loaded for; kept in the run folder as `fluency.<policy>.jsonl`."""
+    """What models must be loaded for; kept in the run folder as `fluency.<policy>.jsonl`, `heldout.<policy>.jsonl`."""
     return measure_models(context)
 
 
@@ -58,6 +72,7 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
             for name in others
         },
         "fluency": _fluency(measured, study, baseline) if measured.fluency else None,
+        "heldout": None if measured.heldout is None else _held_out(measured.heldout, study),
     }
 
 
@@ -86,6 +101,31 @@ def _fluency(measured: Measured, study: Study, baseline: str) -> dict[str, Any]:
             "num_tokens": int(own[1].sum()),
         }
     return {"model": measured.fluency_model, "policies": rows}
+
+
+def _held_out(heldout: HeldOut, study: Study) -> dict[str, Any]:
+    """By policy nats a token, and how much more that is than the reference's, also as a share of it: the tax."""
+    bootstrap = dataclasses.replace(study.bootstrap, clusters=heldout.clusters)
+    before = likelihood_sums(heldout.reference, len(heldout.clusters))
+    rows = {}
+    for name, likelihoods in heldout.policies.items():
+        own = likelihood_sums(likelihoods, len(heldout.clusters))
+        more, share = None, None
+        if same_tokens(likelihoods, heldout.reference):
+            more, share = ratio_difference(own, before, bootstrap), ratio(own[0], before[0], bootstrap)
+        rows[name] = {
+            "nll": maybe_interval(ratio(*own, bootstrap)),
+            "difference": maybe_interval(more),
+            "tax": None if share is None else interval_numbers(less_one(share)),
+            "num_tokens": int(own[1].sum()),
+        }
+    return {
+        "file": heldout.file,
+        "sha256": heldout.sha256,
+        "num_demonstrations": len(heldout.clusters),
+        "reference": {"nll": maybe_interval(ratio(*before, bootstrap)), "num_tokens": int(before[1].sum())},
+        "policies": rows,
+    }
 
 
 def _quantiles(found: Mapping[float, Interval]) -> dict[str, Any]:
