@@ -468,7 +468,11 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {},
         "open.jsonl: demonstration `d0` does not end with a reply; its last message",
     ),
-    ({"heldout": "{place}/heldout.jsonl"}, {"train_data": ["{place}/heldout.jsonl"]}, "TRAINED"),
+    (
+        {"heldout": "{place}/heldout.jsonl"},
+        {"train_data": ["{place}/train.jsonl"]},
+        "^a prompt in two splits: 'Good morning' is in .*train.jsonl",
+    ),
 ]
 
 

@@ -273,8 +273,8 @@ def _taxed(report: dict[str, Any]) -> list[str]:
     rows = {} if part is None else part["policies"]
     return [
         f"{name} pays an alignment tax: its loss on held-out demonstrations is {percent(row['tax']['mean'])} above "
-        f"that of {reference} ({report['settings']['confidence']:.0%} interval {span(row['tax'], signed_percent)}): it has "
-        "lost some of what SFT taught."
+        f"that of {reference} ({report['settings']['confidence']:.0%} interval {span(row['tax'], signed_percent)}): it "
+        "has lost some of what SFT taught."
         for name, row in rows.items()
         if row["tax"] is not None and (row["tax"]["low"] or 0) > 0 and row["tax"]["mean"] > _MUCH_TAX
     ]
