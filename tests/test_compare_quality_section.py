@@ -21,8 +21,9 @@ from rlhf.compare.page import render_page
 from rlhf.compare.quality import measuring as measuring_module
 from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
 from rlhf.compare.quality.likelihoods import Likelihood, sequence_nlls
-from rlhf.compare.quality.measuring import HeldOut, Measured
+from rlhf.compare.quality.measuring import HeldOut, Measured, Tasks
 from rlhf.compare.quality.ratios import exponential, less_one, ratio, ratio_difference
+from rlhf.compare.quality.tasks import Answered, check_answers, how_checked
 from rlhf.compare.quality.words import sentences, view, warnings
 from rlhf.compare.report import build_report
 from rlhf.compare.run import CompareConfig, Config, run
@@ -31,6 +32,7 @@ from rlhf.compare.statistics import Bootstrap
 from rlhf.compare.study import Study
 from rlhf.compare.terminal import print_report
 from rlhf.errors import UserError
+from rlhf.generate import Sampling, generate
 from rlhf.intervals import Interval
 from rlhf.models import load_policy
 from rlhf.records import Demonstration, Messages, Prompt, Response, read_jsonl, write_jsonl
@@ -334,8 +336,9 @@ def _run_twice(config: Config, judges: dict[str, Any]) -> None:
 
 
 def test_a_resumed_run_loads_no_model(place: Path, tmp_path: Path) -> None:
-    _run_twice(_config(place, tmp_path / "out"), GOLD)
-    run(_config(place, tmp_path / "whole"), GOLD)
+    quality = QualityConfig(str(place / "base"), str(place / "heldout.jsonl"))
+    _run_twice(_config(place, tmp_path / "out", quality), GOLD)
+    run(_config(place, tmp_path / "whole", quality), GOLD)
     assert (tmp_path / "out" / "report.json").read_bytes() == (tmp_path / "whole" / "report.json").read_bytes()
 
 
@@ -397,13 +400,6 @@ def _assistant_loss(folder: Path, turns: Sequence[str]) -> tuple[float, int]:
     return nll, num
 
 
-def test_a_run_with_held_out_demonstrations_resumes_without_a_model(place: Path, tmp_path: Path) -> None:
-    quality = QualityConfig(str(place / "base"), str(place / "heldout.jsonl"))
-    _run_twice(_config(place, tmp_path / "out", quality), GOLD)
-    run(_config(place, tmp_path / "whole", quality), GOLD)
-    assert (tmp_path / "out" / "report.json").read_bytes() == (tmp_path / "whole" / "report.json").read_bytes()
-
-
 def test_each_model_is_loaded_once_for_all_of_quality(place: Path, tmp_path: Path) -> None:
     loaded: list[str] = []
     real = measuring_module.load_fluency_model
@@ -457,12 +453,87 @@ def test_a_share_more() -> None:
     assert less_one(Interval(1.5, None, 2.0, 3)) == Interval(0.5, None, 1.0, 3)
 
 
+# ---- Tasks
+
+
+@pytest.mark.parametrize(
+    ("meta", "kind"),
+    [
+        ({"answer": 72}, "number"),
+        ({"answer": 0.5}, "number"),
+        ({"answer": "1,234"}, "number"),
+        ({"answer": "$7"}, "number"),
+        ({"answer": "-1e6"}, "number"),
+        ({"answer": "Half of 144 is 72.\n#### 72"}, "number"),
+        ({"answer": "\\frac{3}{4}"}, "number"),
+        ({"answer": "72 apples"}, "text"),
+        ({"answer": "Paris"}, "text"),
+        ({"answer": ["4", "four"]}, "text"),
+        ({"answer": True}, "text"),
+        ({"answer": 4, "tests": "assert f(2) == 4"}, "code"),
+    ],
+)
+def test_how_an_answer_is_checked(meta: dict[str, Any], kind: str) -> None:
+    assert how_checked(Prompt("p", [], meta)) == kind
+
+
+def test_answers_are_checked_each_in_its_way() -> None:
+    metas = [{"answer": 72}, {"answer": "Paris"}, {"tests": "assert f(2) == 4"}, {"answer": 72}, {"tests": ["f(1)"]}]
+    tasks = [Prompt(f"t{at}", [{"role": "user", "content": "?"}], meta) for at, meta in enumerate(metas)]
+    code = "```python\ndef f(x):\n    return x * x\n```"
+    assert check_answers(tasks, ["It is 72.", " paris.", code, "It is 27.", "no code"]) == [1, 1, 1, 0, 0]
+
+
+def _tasks(place: Path) -> str:
+    """Six tasks, of which the first is the likeliest reply of `dpo`, and no other is anyone's."""
+    policy = load_policy(str(place / "dpo"))
+    batches = generate(policy, [[{"role": "user", "content": "Task 0"}]], 1, Sampling(0.0, 8), 1)
+    said = next(batches)[1][0].text
+    answers = [said, "nobody says this", 1, 2, 3, 4]
+    rows = [
+        Prompt(f"t{n}", [{"role": "user", "content": f"Task {n}"}], {"answer": answer if n else [answer]})
+        for n, answer in enumerate(answers)
+    ]
+    write_jsonl(place / "tasks.jsonl", rows)
+    return str(place / "tasks.jsonl")
+
+
+def test_accuracy_on_tasks(place: Path, tmp_path: Path) -> None:
+    quality = QualityConfig(tasks=_tasks(place))
+    _run_twice(_config(place, tmp_path / "out", quality), GOLD)
+    part = _part(tmp_path / "out")["tasks"]
+    assert (part["file"], part["num_tasks"], part["checks"]) == ("tasks.jsonl", 6, {"text": 2, "number": 4})
+    dpo = part["policies"]["dpo"]
+    assert dpo["by_check"]["text"]["mean"] == 0.5 and dpo["by_check"]["text"]["n"] == 2
+    rows = read_jsonl(tmp_path / "out" / "tasks.dpo.jsonl", Answered)
+    assert rows[0].correct == 1.0 and not rows[0].finished
+    assert dpo["accuracy"]["mean"] == pytest.approx(np.mean([row.correct for row in rows]), abs=1e-6)
+    others = read_jsonl(tmp_path / "out" / "tasks.sft.jsonl", Answered)
+    less = np.mean([row.correct for row in rows]) - np.mean([row.correct for row in others])
+    assert dpo["difference"]["mean"] == pytest.approx(less, abs=1e-6)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Known answers" in page and "Text, 2" in page and "Number, 4" in page
+
+
+def test_right_answers_in_words() -> None:
+    answered = {
+        name: [Answered(f"a{at}", "", True, float(at < num)) for at in range(40)]
+        for name, num in (("sft", 10), ("dpo", 30))
+    }
+    tasks = Tasks("tasks.jsonl", "0", [str(at) for at in range(40)], ["number"] * 40, answered)
+    report = build_report(written({"sft": [[PLAIN]] * 5, "dpo": [[PLAIN]] * 5}, Measured(tasks=tasks)))
+    assert sentences(report)[1].startswith("right answers to 40 tasks beside sft: dpo +50.0 points (+3")
+    assert view(report)["parts"][-1]["tables"][0]["columns"] == ["Right", "Less sft", "Finished"]
+
+
 # ---- Settings
 
 
 BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"fluency_model": "nowhere/at/all"}, {}, "^nowhere/at/all: no such model folder"),
     ({"heldout": "nowhere.jsonl"}, {}, "^nowhere.jsonl: no such file"),
+    ({"tasks": "{place}/prompts.jsonl"}, {}, "prompts.jsonl: task `p0` has no known answer; give its meta an `answer`"),
+    ({"tasks": "{place}/train.jsonl"}, {}, "train.jsonl: task `d0` does not wait for a reply; its last message must"),
     (
         {"heldout": "{place}/open.jsonl"},
         {},

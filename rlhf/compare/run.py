@@ -99,7 +99,7 @@ def run(
     for path in {*policies.values(), reference}:
         load_tokenizer(path, trust_remote_code=settings.trust_remote_code)  # so that a wrong path shows now
 
-    inputs = _inputs(settings, policies) | {"heldout": config.quality.heldout}
+    inputs = _inputs(settings, policies) | {"heldout": config.quality.heldout, "tasks": config.quality.tasks}
     with open_run("compare", settings.output_dir, _without_password(as_dict(config)), inputs, settings.resume) as to:
         sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
         questions = Questions(

@@ -17,10 +17,11 @@ from rlhf.compare.quality.likelihoods import (
     reply_ids,
     reply_likelihoods,
 )
+from rlhf.compare.quality.tasks import Answered, answer_tasks, how_checked, read_tasks, task_ids
 from rlhf.compare.study import Context
 from rlhf.data.split import prompt_key
 from rlhf.models import Policy
-from rlhf.records import Demonstration, read_jsonl, write_jsonl
+from rlhf.records import Demonstration, Prompt, read_jsonl, write_jsonl
 from rlhf.runs import file_sha256, read_run
 
 Row = TypeVar("Row")
@@ -46,6 +47,25 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Tasks:
+    """Tasks with known answers, and what each policy answered.
+
+    Args:
+        file: the file's name.
+        sha256: of the file.
+        clusters: what makes two tasks the same, of each.
+        checks: how each is checked: number, text or code.
+        policies: the answers by policy.
+    """
+
+    file: str
+    sha256: str
+    clusters: list[str]
+    checks: list[str]
+    policies: dict[str, list[Answered]]
+
+
+@dataclass(frozen=True)
 class Measured:
     """What models say.
 
@@ -53,11 +73,13 @@ class Measured:
         fluency: by policy, the Likelihood of each reply, prompt by prompt.
         fluency_model: the name of the model that said so, None for the reference.
         heldout: of held-out demonstrations, where there are some.
+        tasks: with known answers, where there are some.
     """
 
     fluency: dict[str, list[Likelihood]] = field(default_factory=dict)
     fluency_model: str | None = None
     heldout: HeldOut | None = None
+    tasks: Tasks | None = None
 
 
 def measure_models(context: Context) -> Measured:
@@ -69,17 +91,22 @@ def measure_models(context: Context) -> Measured:
         models[START] = context.reference
     judge = settings.fluency_model or context.reference
     demonstrations = [] if settings.heldout is None else read_demonstrations(settings.heldout)
+    tasks = [] if settings.tasks is None else read_tasks(settings.tasks)
     fluency: dict[str, list[Likelihood]] = {}
+    answered: dict[str, list[Answered]] = {}
     heldout: dict[str, list[Likelihood]] = {}
     for name, path in models.items():  # all of one model, then the next
         if demonstrations:
             heldout[name] = measuring.heldout(name, path, demonstrations)
+        if tasks and name in context.policies:
+            answered[name] = measuring.tasks(name, path, tasks)
         if same_place(path, judge) and not fluency:
             fluency = measuring.fluency(judge)
     return Measured(
         fluency or measuring.fluency(judge),
         _folder_name(settings.fluency_model) if settings.fluency_model else None,
         _held_out(context, demonstrations, heldout) if demonstrations else None,
+        _tasks(context, tasks, answered) if tasks else None,
     )
 
 
@@ -89,6 +116,12 @@ def _held_out(context: Context, demonstrations: Sequence[Demonstration], found: 
     policies = {name: found[name] for name in context.policies}
     clusters = [prompt_key(row.messages) for row in demonstrations]
     return HeldOut(Path(file).name, file_sha256(file), clusters, found[same[0] if same else START], policies)
+
+
+def _tasks(context: Context, tasks: Sequence[Prompt], answered: dict[str, list[Answered]]) -> Tasks:
+    file: str = context.config.quality.tasks
+    clusters, checks = [prompt_key(task.messages) for task in tasks], [how_checked(task) for task in tasks]
+    return Tasks(Path(file).name, file_sha256(file), clusters, checks, answered)
 
 
 @dataclass
@@ -124,6 +157,17 @@ class _Measuring:
             return demonstration_likelihoods(self._loaded(path), name, ids, rows, batch_size)
 
         return self._kept(f"heldout.{name}.jsonl", Likelihood, ids, measure)
+
+    def tasks(self, name: str, path: str, tasks: Sequence[Prompt]) -> list[Answered]:
+        """What the policy at this path answers, checked."""
+        questions = self.context.questions
+        longest = questions.sampling.max_new_tokens
+        ids = task_ids(_model_id(path), tasks, longest)
+
+        def measure() -> list[Answered]:
+            return answer_tasks(self._loaded(path), name, ids, tasks, longest, questions.batch_size)
+
+        return self._kept(f"tasks.{name}.jsonl", Answered, ids, measure)
 
     def _kept(self, file: str, kind: type[Row], ids: Sequence[str], measure: Callable[[], list[Row]]) -> list[Row]:
         """The rows on disk where they are of these ids, in order; else measured, and written whole."""

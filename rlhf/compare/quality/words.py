@@ -31,6 +31,8 @@ def _parts(report: dict[str, Any]) -> list[dict[str, Any]]:
         parts.append(_fluency_part(report))
     if report["quality"]["heldout"] is not None:
         parts.append(_tax_part(report))
+    if report["quality"]["tasks"] is not None:
+        parts.append(_tasks_part(report))
     return parts
 
 
@@ -180,14 +182,40 @@ def signed_percent(share: float) -> str:
     return f"{share:+.1%}"
 
 
+# ---- Known answers
+
+
+def _tasks_part(report: dict[str, Any]) -> dict[str, Any]:
+    part, baseline = report["quality"]["tasks"], report["settings"]["baseline"]
+    columns = {"accuracy": "Right", "difference": f"Less {baseline}"}
+    if len(part["checks"]) > 1:
+        columns |= {kind: f"{kind.capitalize()}, {num:,}" for kind, num in part["checks"].items()}
+    rows = {name: row | row["by_check"] for name, row in part["policies"].items()}
+    return {
+        "title": "Known answers",
+        "sentences": [],
+        "about": [
+            f"The share of {part['num_tasks']:,} tasks ({part['file']}) that each policy answers right at temperature "
+            "0. A number must equal the last one of the reply, a text the whole reply, code must pass its tests. n is "
+            "the number of different tasks."
+        ],
+        "tables": [table("Each policy", columns | {"finished": "Finished"}, rows, _as_share)],
+    }
+
+
+def _as_share(key: str) -> Callable[[float], str]:
+    return points if key == "difference" else percent
+
+
 # ---- Sentences
 
 
 def sentences(report: dict[str, Any]) -> list[str]:
-    """What is known of the replies, one or two plain sentences without a full stop."""
+    """What is known of the replies, at most two plain sentences without a full stop."""
     found = [_texts_sentence(report)] if report["quality"]["differences"] else []
-    if report["quality"]["heldout"] is not None and (sentence := _tax_sentence(report)):
-        found.append(sentence)
+    costs = [*_tax_clause(report), *_tasks_clause(report)]
+    if costs:
+        found.append(f"{'; '.join(costs)}; {report['settings']['confidence']:.0%} intervals")
     return found
 
 
@@ -219,20 +247,28 @@ def _texts_sentence(report: dict[str, Any]) -> str:
     return f"beside {baseline}, {_listed(told)}; {confidence} intervals, {prompts}"
 
 
-def _tax_sentence(report: dict[str, Any]) -> str | None:
+def _tax_clause(report: dict[str, Any]) -> list[str]:
     """How much more each policy's loss on held-out demonstrations is than the reference's."""
     part, reference = report["quality"]["heldout"], report["settings"]["reference"]
     told = [
         f"{name} {signed_percent(tax['mean'])} ({span(tax, signed_percent)})"
-        for name, row in part["policies"].items()
+        for name, row in (part["policies"] if part else {}).items()
         if (tax := row["tax"]) and name != reference
     ]
-    if not told:
-        return None
-    return (
-        f"loss on {part['num_demonstrations']:,} held-out demonstrations beside {reference}: {_listed(told)}; "
-        f"{report['settings']['confidence']:.0%} intervals"
-    )
+    num = f"{part['num_demonstrations']:,}" if part else ""
+    return [f"loss on {num} held-out demonstrations beside {reference}: {_listed(told)}"] if told else []
+
+
+def _tasks_clause(report: dict[str, Any]) -> list[str]:
+    """How much more often each policy is right than the baseline."""
+    part, baseline = report["quality"]["tasks"], report["settings"]["baseline"]
+    told = [
+        f"{name} {points(more['mean'])} ({span(more, points)})"
+        for name, row in (part["policies"] if part else {}).items()
+        if (more := row["difference"])
+    ]
+    num = f"{part['num_tasks']:,}" if part else ""
+    return [f"right answers to {num} tasks beside {baseline}: {_listed(told)}"] if told else []
 
 
 def _side(one: Numbers, more: str, less: str, even: float = 0.0) -> str | None:

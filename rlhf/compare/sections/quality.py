@@ -5,15 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlhf.compare.answers import Answers
 from rlhf.compare.as_json import interval_numbers, maybe_interval
 from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
 from rlhf.compare.quality.likelihoods import fluency_tokenizer, likelihood_sums, read_demonstrations, same_tokens
-from rlhf.compare.quality.measuring import HeldOut, Measured, measure_models
+from rlhf.compare.quality.measuring import HeldOut, Measured, Tasks, measure_models
 from rlhf.compare.quality.ratios import exponential, less_one, ratio, ratio_difference
 from rlhf.compare.quality.replies import Replies, quality, quality_differences
+from rlhf.compare.quality.tasks import read_tasks
 from rlhf.compare.quality.words import sentences, view, warnings
 from rlhf.compare.sections.section import Section
+from rlhf.compare.statistics import Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.data.split import check_splits
 from rlhf.intervals import Interval
@@ -31,6 +36,10 @@ class QualityConfig:
         default=None,
         metadata={"help": "JSONL file of demonstrations held out from SFT: what policies lost on them is the tax."},
     )
+    tasks: str | None = field(
+        default=None,
+        metadata={"help": "JSONL file of prompts with `answer` or `tests` in their meta: who answers right, greedily."},
+    )
 
 
 def check(config: Any, policies: Mapping[str, str]) -> None:
@@ -40,16 +49,15 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
         fluency_tokenizer(settings.fluency_model, trust)
     if settings.heldout is not None:
         read_demonstrations(settings.heldout)
-        _check_not_trained_on(settings.heldout, config)
-
-
-def _check_not_trained_on(path: str, config: Any) -> None:
-    for trained_on in config.compare.train_data:
-        check_splits([path, trained_on])
+    if settings.tasks is not None:
+        read_tasks(settings.tasks)
+    for path in filter(None, (settings.heldout, settings.tasks)):
+        for trained_on in config.compare.train_data:
+            check_splits([path, trained_on])
 
 
 def measure(context: Context) -> Measured:
-    """What models must be loaded for; kept in the run folder as `fluency.<policy>.jsonl`, `heldout.<policy>.jsonl`."""
+    """What models must be loaded for; kept in the run folder: `fluency.`, `heldout.` and `tasks.<policy>.jsonl`."""
     return measure_models(context)
 
 
@@ -73,6 +81,7 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
         },
         "fluency": _fluency(measured, study, baseline) if measured.fluency else None,
         "heldout": None if measured.heldout is None else _held_out(measured.heldout, study),
+        "tasks": None if measured.tasks is None else _tasks(measured.tasks, study),
     }
 
 
@@ -126,6 +135,38 @@ def _held_out(heldout: HeldOut, study: Study) -> dict[str, Any]:
         "reference": {"nll": maybe_interval(ratio(*before, bootstrap)), "num_tokens": int(before[1].sum())},
         "policies": rows,
     }
+
+
+def _tasks(tasks: Tasks, study: Study) -> dict[str, Any]:
+    """By policy the share of right answers, of all tasks and of each kind, and the difference to the baseline's."""
+    bootstrap = dataclasses.replace(study.bootstrap, clusters=tasks.clusters)
+    correct = {name: np.array([row.correct for row in rows]) for name, rows in tasks.policies.items()}
+    baseline = study.names[0]
+    kinds = list(dict.fromkeys(tasks.checks))
+    rows = {}
+    for name, own in correct.items():
+        less = None if name == baseline else bootstrap.interval(own - correct[baseline], (-1.0, 1.0))
+        rows[name] = {
+            "accuracy": interval_numbers(bootstrap.interval(own, (0.0, 1.0))),
+            "difference": maybe_interval(less),
+            "finished": interval_numbers(
+                bootstrap.interval(np.array([float(row.finished) for row in tasks.policies[name]]), (0.0, 1.0))
+            ),
+            "by_check": {kind: interval_numbers(_share_of(kind, tasks, own, bootstrap)) for kind in kinds},
+        }
+    return {
+        "file": tasks.file,
+        "sha256": tasks.sha256,
+        "num_tasks": len(tasks.checks),
+        "checks": {kind: tasks.checks.count(kind) for kind in kinds},
+        "policies": rows,
+    }
+
+
+def _share_of(kind: str, tasks: Tasks, correct: NDArray[np.float64], bootstrap: Bootstrap) -> Interval:
+    places = [at for at, check in enumerate(tasks.checks) if check == kind]
+    own = dataclasses.replace(bootstrap, clusters=[tasks.clusters[at] for at in places])
+    return own.interval(correct[places], (0.0, 1.0))
 
 
 def _quantiles(found: Mapping[float, Interval]) -> dict[str, Any]:
