@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlhf.compare import run as run_module
 from rlhf.compare.answers import Answers
 from rlhf.compare.page import render_page
 from rlhf.compare.quality import measuring as measuring_module
+from rlhf.compare.quality.harness import Figure, Harness, _figures, check_harness, harness_figures, harness_id
 from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
 from rlhf.compare.quality.likelihoods import Likelihood, sequence_nlls
 from rlhf.compare.quality.measuring import HeldOut, Measured, Tasks
@@ -524,6 +526,100 @@ def test_right_answers_in_words() -> None:
     report = build_report(written({"sft": [[PLAIN]] * 5, "dpo": [[PLAIN]] * 5}, Measured(tasks=tasks)))
     assert sentences(report)[1].startswith("right answers to 40 tasks beside sft: dpo +50.0 points (+3")
     assert view(report)["parts"][-1]["tables"][0]["columns"] == ["Right", "Less sft", "Finished"]
+
+
+# ---- Calibration
+
+
+def test_calibration_of_the_reward_model_against_gold() -> None:
+    """Scores ln 3 apart say 75%: gold prefers dpo in 30 of 40, so that the gap is 0 and Brier 0.75 * 0.25."""
+    n, apart = 40, math.log(3)
+    gold = [[0.0] * n, [1.0] * 30 + [-1.0] * 10]
+    report = build_report(study(gold, [[0.0] * n, [apart] * n]))
+    part = report["quality"]["calibration"]
+    assert part["num_pairs"] == n and part["ece"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert part["brier"]["mean"] == pytest.approx(0.1875, abs=1e-6)
+    (one,) = part["bins"]
+    assert (one["said"], one["came"]["mean"]) == pytest.approx((0.25, 0.25), abs=1e-6)  # the first is sft
+    shown = view(report)["parts"][-1]
+    assert shown["title"] == "Can the reward model's score be taken at its word"
+    assert shown["sentences"][0].startswith("What its difference in score says and how often gold then prefers the")
+    assert shown["tables"][0]["rows"][0]["name"] == "25%, 40 pairs"
+    assert build_report(study(gold, None))["quality"]["calibration"] is None
+
+
+def test_calibration_takes_all_pairs_of_a_prompt_but_the_same_texts() -> None:
+    made = written({"sft": [["a", "b"], ["c", "d"]], "dpo": [["a", "e"], ["f", "f"]]})
+    score = np.zeros((2, 2, 2))
+    gold = np.array([[[0.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]])
+    report = build_report(dataclasses.replace(made, scores={"gold": gold, "reward_model": score}))
+    part = report["quality"]["calibration"]
+    # Prompt 0: a-e tie, b-a and b-e won; prompt 1: four lost. (0.5 + 2) of 7, where 1 / 2 was said.
+    assert part["num_pairs"] == 7 and part["ece"]["mean"] == pytest.approx(abs(2.5 / 7 - 0.5), abs=1e-6)
+    assert part["ece"]["n"] == 2
+    same = written({"sft": [["a"]], "dpo": [["a"]]})
+    alike = dataclasses.replace(same, scores={"gold": np.zeros((2, 1, 1)), "reward_model": np.zeros((2, 1, 1))})
+    assert build_report(alike)["quality"]["calibration"] is None
+
+
+# ---- lm-evaluation-harness
+
+
+def test_a_harness_that_is_not_installed(place: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "lm_eval", None)
+        with pytest.raises(UserError, match=r"^lm_eval: .* is not installed; pip install lm-eval, or leave"):
+            run(_config(place, tmp_path / "out", QualityConfig(lm_eval=["arc_easy"])), GOLD)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_harness_contract(place: Path, tmp_path: Path) -> None:
+    """A task of ours, from disk: its accuracy is that of likelihoods by torch alone."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install lm-eval")
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    rows = [{"question": f"Question {n}:", "choices": [" yes", " no"], "answer": n % 2} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "ours.yaml").write_text(
+        "task: ours\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+        "doc_to_text: '{{question}}'\ndoc_to_choice: choices\ndoc_to_target: answer\ntarget_delimiter: ''\n"
+        "metric_list: [{metric: acc}]\n"
+    )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    told = harness_figures(load_policy(str(place / "sft")), "lme-0", ["ours"], 4, manager)
+    figure = next(one for one in told.figures if one.metric == "acc")
+    right = []
+    for row in rows:
+        nlls = [_by_torch(place / "sft", row["question"], choice)[0] for choice in row["choices"]]
+        right.append(float(np.argmin(nlls) == row["answer"]))
+    assert (figure.task, figure.n, figure.value) == ("ours", 8, pytest.approx(np.mean(right)))
+    assert figure.stderr == pytest.approx(np.std(right, ddof=1) / math.sqrt(8))
+    with pytest.raises(
+        UserError, match=r"^lm_eval: the harness has no task `arc_eazy` \(.* lists them\), did you mean"
+    ):
+        check_harness(["arc_eazy"])
+    assert harness_id("run-1", ["ours"]) == harness_id("run-1", ["ours"]) != harness_id("run-2", ["ours"])
+
+
+def test_figures_of_the_harness_in_the_report() -> None:
+    found = {
+        "results": {"ours": {"alias": "ours", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,strict": 0.25}},
+        "n-samples": {"ours": {"original": 20, "effective": 10}},
+    }
+    sft = _figures(found)
+    assert sft == [Figure("ours", "acc", 0.5, 0.1, 10), Figure("ours", "f1, strict", 0.25, None, 10)]
+    dpo = [dataclasses.replace(sft[0], value=0.75), sft[1]]
+    harness = {"sft": Harness("a", "0.4", sft), "dpo": Harness("b", "0.4", dpo)}
+    made = written({"sft": [[PLAIN]] * 5, "dpo": [[PLAIN]] * 5}, Measured(harness=harness))
+    report = build_report(made)
+    acc, f1 = report["quality"]["lm_eval"]["policies"]["dpo"]
+    assert acc["figure"] == {"mean": 0.75, "low": 0.554004, "high": 0.945996, "n": 10}  # 1.959964 errors
+    assert acc["difference"]["low"] == pytest.approx(0.25 - 1.959964 * math.sqrt(2) * 0.1, abs=1e-6)
+    assert f1["figure"]["low"] is None and f1["difference"]["high"] is None
+    assert report["quality"]["lm_eval"]["policies"]["sft"][0]["difference"] is None
+    page = render_page(made, report)
+    assert "lm-evaluation-harness" in page and "ours, acc" in page and "interval unknown" in page
 
 
 # ---- Settings

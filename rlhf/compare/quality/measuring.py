@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from rlhf.compare.answers import Answers, same_place
 from rlhf.compare.frontier.measuring import START
+from rlhf.compare.quality.harness import Harness, harness_figures, harness_id
 from rlhf.compare.quality.likelihoods import (
     Likelihood,
     demonstration_ids,
@@ -74,12 +75,14 @@ class Measured:
         fluency_model: the name of the model that said so, None for the reference.
         heldout: of held-out demonstrations, where there are some.
         tasks: with known answers, where there are some.
+        harness: by policy what lm-evaluation-harness says, where it was asked.
     """
 
     fluency: dict[str, list[Likelihood]] = field(default_factory=dict)
     fluency_model: str | None = None
     heldout: HeldOut | None = None
     tasks: Tasks | None = None
+    harness: dict[str, Harness] = field(default_factory=dict)
 
 
 def measure_models(context: Context) -> Measured:
@@ -95,6 +98,7 @@ def measure_models(context: Context) -> Measured:
     fluency: dict[str, list[Likelihood]] = {}
     answered: dict[str, list[Answered]] = {}
     heldout: dict[str, list[Likelihood]] = {}
+    harness: dict[str, Harness] = {}
     for name, path in models.items():  # all of one model, then the next
         if demonstrations:
             heldout[name] = measuring.heldout(name, path, demonstrations)
@@ -102,11 +106,14 @@ def measure_models(context: Context) -> Measured:
             answered[name] = measuring.tasks(name, path, tasks)
         if same_place(path, judge) and not fluency:
             fluency = measuring.fluency(judge)
+        if settings.lm_eval and name in context.policies:
+            harness[name] = measuring.harness(name, path, settings.lm_eval)
     return Measured(
         fluency or measuring.fluency(judge),
         _folder_name(settings.fluency_model) if settings.fluency_model else None,
         _held_out(context, demonstrations, heldout) if demonstrations else None,
         _tasks(context, tasks, answered) if tasks else None,
+        harness,
     )
 
 
@@ -168,6 +175,15 @@ class _Measuring:
             return answer_tasks(self._loaded(path), name, ids, tasks, longest, questions.batch_size)
 
         return self._kept(f"tasks.{name}.jsonl", Answered, ids, measure)
+
+    def harness(self, name: str, path: str, asked: Sequence[str]) -> Harness:
+        """What lm-evaluation-harness says of the policy at this path."""
+        one_id = harness_id(_model_id(path), asked)
+
+        def measure() -> list[Harness]:
+            return [harness_figures(self._loaded(path), one_id, asked, self.context.questions.batch_size)]
+
+        return self._kept(f"lm_eval.{name}.jsonl", Harness, [one_id], measure)[0]
 
     def _kept(self, file: str, kind: type[Row], ids: Sequence[str], measure: Callable[[], list[Row]]) -> list[Row]:
         """The rows on disk where they are of these ids, in order; else measured, and written whole."""

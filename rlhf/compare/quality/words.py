@@ -33,6 +33,10 @@ def _parts(report: dict[str, Any]) -> list[dict[str, Any]]:
         parts.append(_tax_part(report))
     if report["quality"]["tasks"] is not None:
         parts.append(_tasks_part(report))
+    if report["quality"]["lm_eval"] is not None:
+        parts.append(_harness_part(report))
+    if report["quality"]["calibration"] is not None:
+        parts.append(_calibration_part(report))
     return parts
 
 
@@ -49,15 +53,16 @@ def table(
     rows: Mapping[str, Mapping[str, Numbers | None]],
     shown: Callable[[str], Callable[[float], str]],
     folded: bool = False,
+    first: str = "Policy",
 ) -> dict[str, Any]:
-    """A table as the template takes it; columns that no row has are left out."""
+    """A table as the template takes it, `first` its first column's title; columns that no row has are left out."""
     there = {key: title for key, title in columns.items() if any(row.get(key) for row in rows.values())}
     told = []
     for name, row in rows.items():
         n = max((one["n"] for key in there if (one := row.get(key))), default=0)
         cells = [_cell(row.get(key), shown(key), n) for key in there]
         told.append({"name": name, "cells": cells, "n": f"{n:,}"})
-    return {"caption": caption, "columns": list(there.values()), "rows": told, "folded": folded}
+    return {"caption": caption, "first": first, "columns": list(there.values()), "rows": told, "folded": folded}
 
 
 def _cell(one: Numbers | None, shown: Callable[[float], str], n: int) -> tuple[str, str] | None:
@@ -205,6 +210,66 @@ def _tasks_part(report: dict[str, Any]) -> dict[str, Any]:
 
 def _as_share(key: str) -> Callable[[float], str]:
     return points if key == "difference" else percent
+
+
+# ---- The harness
+
+
+def _harness_part(report: dict[str, Any]) -> dict[str, Any]:
+    part, baseline = report["quality"]["lm_eval"], report["settings"]["baseline"]
+    tables = []
+    for kind, caption, shown in (
+        ("figure", "Each policy", "{:.3f}"),
+        ("difference", f"Less {baseline}, as of samples of their own", "{:+.3f}"),
+    ):
+        rows: dict[str, dict[str, Numbers | None]] = {}
+        for name, figures in part["policies"].items():
+            for one in figures:
+                rows.setdefault(f"{one['task']}, {one['metric']}", {})[name] = one[kind]
+        if any(cell for row in rows.values() for cell in row.values()):
+            names = {name: name for name in part["policies"] if kind == "figure" or name != baseline}
+            tables.append(table(caption, names, rows, lambda _, shown=shown: shown.format, kind != "figure", "Task"))
+    return {
+        "title": "lm-evaluation-harness",
+        "sentences": [],
+        "about": [
+            f"Version {part['version']}, with its own prompts and no chat template. Intervals are from its standard "
+            "errors; n is its number of examples."
+        ],
+        "tables": tables,
+    }
+
+
+# ---- Calibration
+
+
+def _calibration_part(report: dict[str, Any]) -> dict[str, Any]:
+    part, confidence = report["quality"]["calibration"], f"{report['settings']['confidence']:.0%}"
+    ece, brier = part["ece"], part["brier"]
+    rows = {
+        f"{percent(one['said'])}, {one['num_pairs']:,} pair{'s' if one['num_pairs'] != 1 else ''}": {
+            "came": one["came"]
+        }
+        for one in part["bins"]
+    }
+    return {
+        "title": "Can the reward model's score be taken at its word",
+        "sentences": [
+            f"What its difference in score says and how often gold then prefers the first reply lie "
+            f"{percent(ece['mean'])} apart on average ({confidence} interval {span(ece, percent)}, n = {ece['n']:,}; "
+            f"{part['num_pairs']:,} pairs of replies). Brier score {brier['mean']:.3f} "
+            f"({span(brier, '{:.3f}'.format)}); saying 50% always has 0.250."
+        ],
+        "about": [
+            "A difference of d says that the first reply wins with probability 1 / (1 + exp(-d)) (Bradley-Terry). The "
+            "first is that of the policy named earlier. n is the number of different prompts."
+        ],
+        "tables": [
+            table(
+                "By what the score says", {"came": "Gold prefers the first"}, rows, lambda _: percent, True, "It says"
+            )
+        ],
+    }
 
 
 # ---- Sentences

@@ -3,13 +3,17 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf.compare.answers import Answers
-from rlhf.compare.as_json import interval_numbers, maybe_interval
+from rlhf.compare.as_json import interval_numbers, maybe_interval, plain
+from rlhf.compare.judges import GOLD, REWARD_MODEL
+from rlhf.compare.quality.calibration import calibration, win_probability
+from rlhf.compare.quality.harness import Harness, check_harness, figure_difference, figure_interval
 from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
 from rlhf.compare.quality.likelihoods import fluency_tokenizer, likelihood_sums, read_demonstrations, same_tokens
 from rlhf.compare.quality.measuring import HeldOut, Measured, Tasks, measure_models
@@ -40,6 +44,10 @@ class QualityConfig:
         default=None,
         metadata={"help": "JSONL file of prompts with `answer` or `tests` in their meta: who answers right, greedily."},
     )
+    lm_eval: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Tasks of lm-evaluation-harness by name; needs `pip install lm-eval`."},
+    )
 
 
 def check(config: Any, policies: Mapping[str, str]) -> None:
@@ -51,13 +59,14 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
         read_demonstrations(settings.heldout)
     if settings.tasks is not None:
         read_tasks(settings.tasks)
+    check_harness(settings.lm_eval)
     for path in filter(None, (settings.heldout, settings.tasks)):
         for trained_on in config.compare.train_data:
             check_splits([path, trained_on])
 
 
 def measure(context: Context) -> Measured:
-    """What models must be loaded for; kept in the run folder: `fluency.`, `heldout.` and `tasks.<policy>.jsonl`."""
+    """What models must be loaded for: `fluency.<policy>.jsonl` in the run folder, and `heldout`, `tasks`, `lm_eval`."""
     return measure_models(context)
 
 
@@ -82,6 +91,8 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
         "fluency": _fluency(measured, study, baseline) if measured.fluency else None,
         "heldout": None if measured.heldout is None else _held_out(measured.heldout, study),
         "tasks": None if measured.tasks is None else _tasks(measured.tasks, study),
+        "lm_eval": _harness(measured.harness, study) if measured.harness else None,
+        "calibration": _calibration(study),
     }
 
 
@@ -167,6 +178,61 @@ def _share_of(kind: str, tasks: Tasks, correct: NDArray[np.float64], bootstrap: 
     places = [at for at, check in enumerate(tasks.checks) if check == kind]
     own = dataclasses.replace(bootstrap, clusters=[tasks.clusters[at] for at in places])
     return own.interval(correct[places], (0.0, 1.0))
+
+
+def _harness(harness: Mapping[str, Harness], study: Study) -> dict[str, Any]:
+    """By policy the harness's figures, each with its interval and the difference to the baseline's."""
+    confidence = study.bootstrap.confidence
+    base = {(one.task, one.metric): one for one in harness[study.names[0]].figures}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name, told in harness.items():
+        rows[name] = []
+        for one in told.figures:
+            other = base.get((one.task, one.metric)) if name != study.names[0] else None
+            less = None if other is None else figure_difference(one, other, confidence)
+            figure = interval_numbers(figure_interval(one, confidence))
+            rows[name].append(
+                {"task": one.task, "metric": one.metric, "figure": figure, "difference": maybe_interval(less)}
+            )
+    return {"version": harness[study.names[0]].version, "policies": rows}
+
+
+def _calibration(study: Study) -> dict[str, Any] | None:
+    """Whether the reward model's difference in score is the log-odds that gold prefers the first of two replies.
+
+    Of every two policies all pairs of replies to one prompt that are not the same text.
+    """
+    if GOLD not in study.scores or REWARD_MODEL not in study.scores:
+        return None
+    said, came, places = [], [], []
+    score, gold = study.scores[REWARD_MODEL], study.scores[GOLD]
+    texts = np.array([answer.texts for answer in study.answers], dtype=object)  # (policies, prompts, responses)
+    for a, b in combinations(range(len(texts)), 2):
+        pairs = texts[a][:, :, None] != texts[b][:, None, :]  # (prompts, responses of a, responses of b)
+        said.append(win_probability(score[a][:, :, None], score[b][:, None, :])[pairs])
+        came.append((np.sign(gold[a][:, :, None] - gold[b][:, None, :])[pairs] + 1) / 2)
+        places.append(np.nonzero(pairs)[0])
+    if not said or not any(one.size for one in said):
+        return None
+    clusters = range(len(study.prompts)) if study.bootstrap.clusters is None else study.bootstrap.clusters
+    of_pairs = [clusters[at] for at in np.concatenate(places).tolist()]
+    bootstrap = dataclasses.replace(study.bootstrap, clusters=of_pairs)
+    found = calibration(np.concatenate(said), np.concatenate(came), bootstrap)
+    return {
+        "num_pairs": len(of_pairs),
+        "ece": interval_numbers(found.ece),
+        "brier": interval_numbers(found.brier),
+        "bins": [
+            {
+                "low": one.low,
+                "high": one.high,
+                "num_pairs": one.num_pairs,
+                "said": plain(one.said),
+                "came": interval_numbers(one.came),
+            }
+            for one in found.bins
+        ],
+    }
 
 
 def _quantiles(found: Mapping[float, Interval]) -> dict[str, Any]:
