@@ -280,8 +280,8 @@ def test_perplexity_is_that_of_torch_alone(place: Path, tmp_path: Path) -> None:
         assert own["num_tokens"] == sum(n for _, n in told) and own["nll"]["n"] == 6
         assert own["nll"]["mean"] == pytest.approx(nlls[name], rel=1e-4)
         assert own["perplexity"]["mean"] == pytest.approx(math.exp(nlls[name]), rel=1e-4)
-    assert part["policies"]["dpo"]["times"]["mean"] == pytest.approx(math.exp(nlls["dpo"] - nlls["sft"]), rel=1e-4)
-    assert part["policies"]["sft"]["times"] is None
+    assert part["policies"]["dpo"]["more"]["mean"] == pytest.approx(math.exp(nlls["dpo"] - nlls["sft"]) - 1, abs=1e-4)
+    assert part["policies"]["sft"]["more"] is None
 
 
 def test_fluency_under_a_base_without_turns(place: Path, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_fluency_under_a_base_without_turns(place: Path, tmp_path: Path) -> None
         nll, n = _by_torch(place / "base", f"{WORDS[int(row.prompt_id[1:])]}\n\n", row.text)
         assert (one.nll, one.num_tokens) == (pytest.approx(nll, rel=1e-4), n)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "Fluency: perplexity under base" in page and "Times that of sft" in page
+    assert "Fluency: perplexity under base" in page and "More than sft" in page
 
 
 def test_batches_and_padding_change_nothing(place: Path) -> None:
@@ -355,8 +355,8 @@ def test_fluency_in_words() -> None:
     fluency = {"sft": _likelihoods(*[1.0] * 40), "dpo": _likelihoods(*(1.0 + math.log(2) + noise))}
     report = build_report(written({name: [[PLAIN]] * 40 for name in fluency}, Measured(fluency)))
     (sentence,) = sentences(report)
-    assert sentence.startswith("beside sft, dpo is less fluent under sft (2.0")
-    assert "times the perplexity, " in sentence
+    assert sentence.startswith("beside sft, dpo is less fluent under sft (perplexity +")
+    assert 0.95 < report["quality"]["fluency"]["policies"]["dpo"]["more"]["mean"] < 1.05  # twice sft's
     alike = {"sft": _likelihoods(*[1.0] * 40), "dpo": _likelihoods(*(1.0 + noise - noise.mean()))}
     report = build_report(written({name: [[PLAIN]] * 40 for name in alike}, Measured(alike, "base")))
     assert sentences(report) == [

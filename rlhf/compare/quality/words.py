@@ -41,7 +41,7 @@ def _parts(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sentence(text: str) -> str:
-    return f"{text}."
+    return f"{text[0].upper()}{text[1:]}."
 
 
 # ---- Tables
@@ -85,12 +85,27 @@ def as_measured(key: str) -> Callable[[float], str]:
 
 def as_difference(key: str) -> Callable[[float], str]:
     """How a difference of figures is written: with its sign, that of shares in percentage points."""
-    return points if key in _SHARES else "{:+.3f}".format
+    return points if key in _SHARES else decimals
 
 
 def points(share: float) -> str:
     """A difference of shares in percentage points."""
-    return f"{100 * share:+.1f}{_POINTS}"
+    return f"{_signed(100 * share, 1)}{_POINTS}"
+
+
+def decimals(value: float) -> str:
+    """A difference with its sign and three digits."""
+    return _signed(value, 3)
+
+
+def signed_percent(share: float) -> str:
+    """A change as a percentage with its sign."""
+    return f"{_signed(100 * share, 1)}%"
+
+
+def _signed(value: float, digits: int) -> str:
+    whole = round(value, digits)
+    return f"{whole:+,.{digits}f}" if whole else f"{0:.{digits}f}"
 
 
 def _tokens(_: str) -> Callable[[float], str]:
@@ -98,7 +113,7 @@ def _tokens(_: str) -> Callable[[float], str]:
 
 
 def _more_tokens(_: str) -> Callable[[float], str]:
-    return lambda value: f"{value:+,.0f}"
+    return lambda value: _signed(value, 0)
 
 
 # ---- Replies
@@ -107,15 +122,14 @@ def _more_tokens(_: str) -> Callable[[float], str]:
 def _replies_part(report: dict[str, Any]) -> dict[str, Any]:
     part, baseline = report["quality"], report["settings"]["baseline"]
     quantiles = {key: f"{key} are at most" for key in next(iter(part["policies"].values()))["length_quantiles"]}
-    tables = [table("Each policy", _MEASURES, part["policies"], as_measured)]
+    tables = [table("", _MEASURES, part["policies"], as_measured)]
     lengths = {name: row["length_quantiles"] for name, row in part["policies"].items()}
     if part["differences"]:
-        rows = {f"{name} less {baseline}": row for name, row in part["differences"].items()}
-        tables.append(table("Differences to the baseline, by prompt", _MEASURES, rows, as_difference))
-        longer = {name: row["length_quantiles"] for name, row in rows.items()}
-    tables.append(table("Length in tokens", quantiles, lengths, _tokens, folded=True))
+        tables.append(table(f"Less {baseline}, on the same prompts", _MEASURES, part["differences"], as_difference))
+    tables.append(table("", quantiles, lengths, _tokens, folded=True))
     if part["differences"]:
-        tables.append(table("Length, differences to the baseline", quantiles, longer, _more_tokens, folded=True))
+        longer = {name: row["length_quantiles"] for name, row in part["differences"].items()}
+        tables.append(table(f"Less {baseline}", quantiles, longer, _more_tokens, folded=True))
     return {
         "title": "The texts",
         "sentences": [],
@@ -125,6 +139,7 @@ def _replies_part(report: dict[str, Any]) -> dict[str, Any]:
             "policy's replies to one prompt are, from 0 to 1. All are of words, whatever a policy's tokens are."
         ],
         "tables": tables,
+        "folded": "Length in tokens, of short and of long replies",
     }
 
 
@@ -133,7 +148,7 @@ def _replies_part(report: dict[str, Any]) -> dict[str, Any]:
 
 def _fluency_part(report: dict[str, Any]) -> dict[str, Any]:
     part, baseline = report["quality"]["fluency"], report["settings"]["baseline"]
-    columns = {"perplexity": "Perplexity", "nll": "Nats a token", "times": f"Times that of {baseline}"}
+    columns = {"perplexity": "Perplexity", "nll": "Nats a token", "more": f"More than {baseline}"}
     return {
         "title": f"Fluency: perplexity under {_judge_of_fluency(report)}",
         "sentences": [],
@@ -142,12 +157,12 @@ def _fluency_part(report: dict[str, Any]) -> dict[str, Any]:
             "Lower is more fluent to it; so is text that repeats itself, and what a policy has learned that the model "
             "has not surprises it too."
         ],
-        "tables": [table("Each policy", columns, part["policies"], _as_fluency)],
+        "tables": [table("", columns, part["policies"], _as_fluency)],
     }
 
 
 def _as_fluency(key: str) -> Callable[[float], str]:
-    return "{:.3f}".format if key == "nll" else number
+    return {"nll": "{:.3f}".format, "more": signed_percent}.get(key, number)
 
 
 def _judge_of_fluency(report: dict[str, Any]) -> str:
@@ -174,17 +189,12 @@ def _tax_part(report: dict[str, Any]) -> dict[str, Any]:
             f"negative log-likelihood of what the assistant says in them. Tax: how much more it is than that of "
             f"{reference}. n is the number of different demonstrations."
         ],
-        "tables": [table("Each policy", columns, rows, _as_tax)],
+        "tables": [table("", columns, rows, _as_tax)],
     }
 
 
 def _as_tax(key: str) -> Callable[[float], str]:
-    return signed_percent if key == "tax" else "{:+.3f}".format if key == "difference" else "{:.3f}".format
-
-
-def signed_percent(share: float) -> str:
-    """A change as a percentage with its sign."""
-    return f"{share:+.1%}"
+    return signed_percent if key == "tax" else decimals if key == "difference" else "{:.3f}".format
 
 
 # ---- Known answers
@@ -204,7 +214,7 @@ def _tasks_part(report: dict[str, Any]) -> dict[str, Any]:
             "0. A number must equal the last one of the reply, a text the whole reply, code must pass its tests. n is "
             "the number of different tasks."
         ],
-        "tables": [table("Each policy", columns | {"finished": "Finished"}, rows, _as_share)],
+        "tables": [table("", columns | {"finished": "Finished"}, rows, _as_share)],
     }
 
 
@@ -219,8 +229,8 @@ def _harness_part(report: dict[str, Any]) -> dict[str, Any]:
     part, baseline = report["quality"]["lm_eval"], report["settings"]["baseline"]
     tables = []
     for kind, caption, shown in (
-        ("figure", "Each policy", "{:.3f}"),
-        ("difference", f"Less {baseline}, as of samples of their own", "{:+.3f}"),
+        ("figure", "", "{:.3f}".format),
+        ("difference", f"Less {baseline}, as of samples of their own", decimals),
     ):
         rows: dict[str, dict[str, Numbers | None]] = {}
         for name, figures in part["policies"].items():
@@ -228,7 +238,7 @@ def _harness_part(report: dict[str, Any]) -> dict[str, Any]:
                 rows.setdefault(f"{one['task']}, {one['metric']}", {})[name] = one[kind]
         if any(cell for row in rows.values() for cell in row.values()):
             names = {name: name for name in part["policies"] if kind == "figure" or name != baseline}
-            tables.append(table(caption, names, rows, lambda _, shown=shown: shown.format, kind != "figure", "Task"))
+            tables.append(table(caption, names, rows, lambda _, shown=shown: shown, kind != "figure", "Task"))
     return {
         "title": "lm-evaluation-harness",
         "sentences": [],
@@ -237,6 +247,7 @@ def _harness_part(report: dict[str, Any]) -> dict[str, Any]:
             "errors; n is its number of examples."
         ],
         "tables": tables,
+        "folded": f"Differences to {baseline}",
     }
 
 
@@ -264,11 +275,8 @@ def _calibration_part(report: dict[str, Any]) -> dict[str, Any]:
             "A difference of d says that the first reply wins with probability 1 / (1 + exp(-d)) (Bradley-Terry). The "
             "first is that of the policy named earlier. n is the number of different prompts."
         ],
-        "tables": [
-            table(
-                "By what the score says", {"came": "Gold prefers the first"}, rows, lambda _: percent, True, "It says"
-            )
-        ],
+        "tables": [table("", {"came": "Gold prefers the first"}, rows, lambda _: percent, True, "It says")],
+        "folded": "What the score says, and what gold says",
     }
 
 
@@ -297,9 +305,9 @@ def _texts_sentence(report: dict[str, Any]) -> str:
             if (one := row.get(key)) and (words := _side(one, more, less))
         ]
         fluency = report["quality"]["fluency"]
-        times = fluency and fluency["policies"][name]["times"]
-        if times and (words := _side(times, "is less fluent", "is more fluent", even=1.0)):
-            shown = f"{number(times['mean'])} times the perplexity, {span(times, number)}"
+        more = fluency and fluency["policies"][name]["more"]
+        if more and (words := _side(more, "is less fluent", "is more fluent")):
+            shown = f"perplexity {signed_percent(more['mean'])}, {span(more, signed_percent)}"
             found.append(f"{words} under {fluency['model'] or report['settings']['reference']} ({shown})")
         if found:
             told.append(f"{name} {' and '.join(found)}")
@@ -336,15 +344,15 @@ def _tasks_clause(report: dict[str, Any]) -> list[str]:
     return [f"right answers to {num} tasks beside {baseline}: {_listed(told)}"] if told else []
 
 
-def _side(one: Numbers, more: str, less: str, even: float = 0.0) -> str | None:
-    """Which of the two the whole interval says; None where it holds `even`."""
-    if one["low"] is not None and one["low"] > even:
+def _side(one: Numbers, more: str, less: str) -> str | None:
+    """Which of the two the whole interval says; None where it holds 0."""
+    if one["low"] is not None and one["low"] > 0:
         return more
-    return less if one["high"] is not None and one["high"] < even else None
+    return less if one["high"] is not None and one["high"] < 0 else None
 
 
 def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 # ---- Warnings

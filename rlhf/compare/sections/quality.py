@@ -106,7 +106,7 @@ def _figures(found: Mapping[str, Interval | None]) -> dict[str, Any]:
 
 
 def _fluency(measured: Measured, study: Study, baseline: str) -> dict[str, Any]:
-    """By policy nats a token, the perplexity, and how many `times` the baseline's that is."""
+    """By policy nats a token, the perplexity, and how much `more` than the baseline's that is, a share of it."""
     clusters = len(study.prompts)
     sums = {name: likelihood_sums(rows, clusters) for name, rows in measured.fluency.items()}
     rows = {}
@@ -117,7 +117,7 @@ def _fluency(measured: Measured, study: Study, baseline: str) -> dict[str, Any]:
             "nll": maybe_interval(nll),
             "perplexity": None if nll is None else interval_numbers(exponential(nll)),
             "nll_difference": maybe_interval(more),
-            "times": None if more is None else interval_numbers(exponential(more)),
+            "more": None if more is None else interval_numbers(less_one(exponential(more))),
             "num_tokens": int(own[1].sum()),
         }
     return {"model": measured.fluency_model, "policies": rows}
