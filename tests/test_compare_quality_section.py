@@ -25,6 +25,7 @@ from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
 from rlhf.compare.quality.likelihoods import Likelihood, sequence_nlls
 from rlhf.compare.quality.measuring import HeldOut, Measured, Tasks
 from rlhf.compare.quality.ratios import exponential, less_one, ratio, ratio_difference
+from rlhf.compare.quality.tables import span
 from rlhf.compare.quality.tasks import Answered, check_answers, how_checked
 from rlhf.compare.quality.words import sentences, view, warnings
 from rlhf.compare.report import build_report
@@ -146,7 +147,7 @@ def test_figures_of_replies_by_hand() -> None:
     assert own["sft"]["distinct_1"]["mean"] == 0.5 and own["dpo"]["distinct_1"]["mean"] == pytest.approx(12 / 18)
     assert less["dpo"]["distinct_2"]["mean"] == pytest.approx(3 / 18, abs=1e-6)
     assert own["dpo"]["self_bleu"] is None and own["dpo"]["finished"]["mean"] == 1
-    assert own["dpo"]["length_quantiles"]["50%"] == {"mean": 9, "low": 9, "high": 9, "n": 2}
+    assert own["dpo"]["length_quantiles"]["50%"] == {"mean": 9, "low": 0, "high": None, "n": 2}
     assert set(less["dpo"]["length_quantiles"]) == {"5%", "25%", "50%", "75%", "95%"}
     columns = view(report)["parts"][0]["tables"][0]["columns"]
     assert columns == ["Repetition", "distinct-1", "distinct-2", "distinct-3", "Finished"]
@@ -217,7 +218,10 @@ def test_length_quantiles_of_resamples_are_numpys() -> None:
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     for at, quantile in enumerate((0.05, 0.5)):
         assert found[quantile].mean == np.quantile(lengths, quantile) and found[quantile].n == 11
-        assert (found[quantile].low, found[quantile].high) == pytest.approx((low[at], high[at]))
+        assert found[quantile].high == pytest.approx(high[at])
+    assert found[0.5].low == pytest.approx(low[1])
+    # All eleven may well lie above the 5% quantile, and below the 95% one: 0.95 ** 11 is over 0.025.
+    assert found[0.05].low == 0 and found[0.95].high is None and found[0.95].low is not None
 
 
 def test_quantile_differences_draw_the_same_prompts() -> None:
@@ -241,6 +245,29 @@ def test_a_ratio_and_its_interval() -> None:
     low = ratio(np.array([0.0, 9.0]), np.array([1.0, 1.0]), FEW)
     assert low is not None and low.low == 0
     assert ratio(np.zeros(3), np.zeros(3), FEW) is None
+
+
+def test_ratios_over_one_are_means() -> None:
+    """The studentised bootstrap of rlhf.intervals, which is of means of clusters."""
+    values = np.random.default_rng(3).lognormal(0, 1, 40)
+    own = dataclasses.replace(FEW, clusters=[at // 2 for at in range(40)])
+    expected = own.interval(values, (None, None))
+    found = ratio(values, np.ones(40), own)
+    assert found is not None and found.n == 20
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    less = ratio_difference((values + 2, np.ones(40)), (values * 0 + 1, np.ones(40)), own)
+    assert less is not None and (less.low, less.high) == pytest.approx((found.low + 1, found.high + 1))  # type: ignore[operator]
+    alone = ratio(np.array([6.0]), np.array([3.0]), FEW)
+    assert alone is not None and (alone.mean, alone.low, alone.high, alone.n) == (2, 0, None, 1)
+
+
+def test_ends_in_words() -> None:
+    shown = "{:.0f}".format
+    assert span({"low": 1, "high": None}, shown) == "1 or more" and span({"low": None, "high": 2}, shown) == "2 or less"
+    assert (
+        span({"low": None, "high": None}, shown) == "interval unknown"
+        and span({"low": 1, "high": 2}, shown) == "1 to 2"
+    )
 
 
 def test_a_difference_of_ratios_is_paired() -> None:

@@ -18,10 +18,20 @@ def length_quantiles(lengths: Lengths, bootstrap: Bootstrap) -> dict[float, Inte
     """The 5%, 25%, 50%, 75% and 95% quantiles over all replies, as numpy's `linear` ones, each with its interval.
 
     The interval is the percentile bootstrap over prompts, widened as Student's t widens the normal (Hesterberg
-    2015, section 4.3). Outer quantiles of few prompts rest on one or two replies: their interval is rough.
+    2015, section 4.3). Where so few prompts may well all lie on one side of a quantile (the 95% one of fewer than
+    72), nothing bounds it there: its high end is None, or its low end 0.
     """
-    draws = _draws(lengths, bootstrap)
-    return _intervals(np.quantile(lengths, QUANTILES), draws, lengths, bootstrap, least=0.0)
+    found = _intervals(np.quantile(lengths, QUANTILES), _draws(lengths, bootstrap), lengths, bootstrap)
+    tail = (1 - bootstrap.confidence) / 2
+    return {
+        at: Interval(
+            one.mean,
+            0.0 if (1 - at) ** one.n > tail else one.low,
+            None if at**one.n > tail else one.high,
+            one.n,
+        )
+        for at, one in found.items()
+    }
 
 
 def quantile_differences(a: Lengths, b: Lengths, bootstrap: Bootstrap) -> dict[float, Interval]:
@@ -32,7 +42,7 @@ def quantile_differences(a: Lengths, b: Lengths, bootstrap: Bootstrap) -> dict[f
     if len(a) != len(b):
         raise ValueError(f"policies must have answered the same prompts, these answered {len(a)}, {len(b)}")
     estimate = np.quantile(a, QUANTILES) - np.quantile(b, QUANTILES)
-    return _intervals(estimate, _draws(a, bootstrap) - _draws(b, bootstrap), a, bootstrap, least=None)
+    return _intervals(estimate, _draws(a, bootstrap) - _draws(b, bootstrap), a, bootstrap)
 
 
 def _clusters(lengths: Lengths, bootstrap: Bootstrap) -> Sequence[Hashable]:
@@ -66,11 +76,10 @@ def _intervals(
     draws: NDArray[np.float64],
     lengths: Lengths,
     bootstrap: Bootstrap,
-    least: float | None,
 ) -> dict[float, Interval]:
     n = len(set(_clusters(lengths, bootstrap)))
     if n == 1:
-        return {at: Interval(float(one), least, None, 1) for at, one in zip(QUANTILES, estimate, strict=True)}
+        return {at: Interval(float(one), None, None, 1) for at, one in zip(QUANTILES, estimate, strict=True)}
     tail = float(ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - bootstrap.confidence) / 2)))
     ends = np.quantile(draws, [tail, 1 - tail], axis=0)
     return {

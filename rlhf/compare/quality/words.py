@@ -1,11 +1,21 @@
 """The words and tables of what the replies are like."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from rlhf.compare.quality.tables import (
+    Numbers,
+    as_difference,
+    as_measured,
+    as_more_tokens,
+    as_tokens,
+    decimals,
+    points,
+    signed_percent,
+    span,
+    table,
+)
 from rlhf.compare.sentences import number, percent
-
-Numbers = dict[str, Any]  # an interval as report.json has it
 
 _MEASURES = {
     "repetition": "Repetition",
@@ -15,8 +25,6 @@ _MEASURES = {
     "self_bleu": "self-BLEU",
     "finished": "Finished",
 }
-_SHARES = ("repetition", "finished")
-_POINTS = " points"
 _MUCH_TAX = 0.05  # of the reference's loss: worth a warning
 
 
@@ -44,78 +52,6 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-# ---- Tables
-
-
-def table(
-    caption: str,
-    columns: Mapping[str, str],
-    rows: Mapping[str, Mapping[str, Numbers | None]],
-    shown: Callable[[str], Callable[[float], str]],
-    folded: bool = False,
-    first: str = "Policy",
-) -> dict[str, Any]:
-    """A table as the template takes it, `first` its first column's title; columns that no row has are left out."""
-    there = {key: title for key, title in columns.items() if any(row.get(key) for row in rows.values())}
-    told = []
-    for name, row in rows.items():
-        n = max((one["n"] for key in there if (one := row.get(key))), default=0)
-        cells = [_cell(row.get(key), shown(key), n) for key in there]
-        told.append({"name": name, "cells": cells, "n": f"{n:,}"})
-    return {"caption": caption, "first": first, "columns": list(there.values()), "rows": told, "folded": folded}
-
-
-def _cell(one: Numbers | None, shown: Callable[[float], str], n: int) -> tuple[str, str] | None:
-    if one is None:
-        return None
-    return shown(one["mean"]), span(one, shown) + ("" if one["n"] == n else f", n = {one['n']:,}")
-
-
-def span(one: Numbers, shown: Callable[[float], str]) -> str:
-    """The interval's ends, or that they are unknown."""
-    if one["low"] is None or one["high"] is None:
-        return "interval unknown"
-    return f"{shown(one['low']).removesuffix(_POINTS)} to {shown(one['high'])}"
-
-
-def as_measured(key: str) -> Callable[[float], str]:
-    """How a figure is written: a share as a percentage, others with three digits."""
-    return percent if key in _SHARES else "{:.3f}".format
-
-
-def as_difference(key: str) -> Callable[[float], str]:
-    """How a difference of figures is written: with its sign, that of shares in percentage points."""
-    return points if key in _SHARES else decimals
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points."""
-    return f"{_signed(100 * share, 1)}{_POINTS}"
-
-
-def decimals(value: float) -> str:
-    """A difference with its sign and three digits."""
-    return _signed(value, 3)
-
-
-def signed_percent(share: float) -> str:
-    """A change as a percentage with its sign."""
-    return f"{_signed(100 * share, 1)}%"
-
-
-def _signed(value: float, digits: int) -> str:
-    whole = round(value, digits)
-    return f"{whole:+,.{digits}f}" if whole else f"{0:.{digits}f}"
-
-
-def _tokens(_: str) -> Callable[[float], str]:
-    return lambda value: f"{value:,.0f}"
-
-
-def _more_tokens(_: str) -> Callable[[float], str]:
-    return lambda value: _signed(value, 0)
-
-
 # ---- Replies
 
 
@@ -126,10 +62,10 @@ def _replies_part(report: dict[str, Any]) -> dict[str, Any]:
     lengths = {name: row["length_quantiles"] for name, row in part["policies"].items()}
     if part["differences"]:
         tables.append(table(f"Less {baseline}, on the same prompts", _MEASURES, part["differences"], as_difference))
-    tables.append(table("", quantiles, lengths, _tokens, folded=True))
+    tables.append(table("", quantiles, lengths, as_tokens, folded=True))
     if part["differences"]:
         longer = {name: row["length_quantiles"] for name, row in part["differences"].items()}
-        tables.append(table(f"Less {baseline}", quantiles, longer, _more_tokens, folded=True))
+        tables.append(table(f"Less {baseline}", quantiles, longer, as_more_tokens, folded=True))
     return {
         "title": "The texts",
         "sentences": [],
