@@ -26,7 +26,7 @@ from rlhf.compare.quality.likelihoods import Likelihood, sequence_nlls
 from rlhf.compare.quality.measuring import HeldOut, Measured, Tasks
 from rlhf.compare.quality.ratios import exponential, less_one, ratio, ratio_difference
 from rlhf.compare.quality.tables import span
-from rlhf.compare.quality.tasks import Answered, check_answers, how_checked
+from rlhf.compare.quality.tasks import Answered, check_answers, how_checked, read_tasks
 from rlhf.compare.quality.words import sentences, view, warnings
 from rlhf.compare.report import build_report
 from rlhf.compare.run import CompareConfig, Config, run
@@ -360,7 +360,7 @@ def _run_twice(config: Config, judges: dict[str, Any]) -> None:
             run(config, judges)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answers_module, "load_policy", _no_model)
-        patch.setattr(measuring_module, "load_fluency_model", _no_model)
+        patch.setattr(measuring_module, "load_policy_or_base", _no_model)
         run(config._replace(compare=dataclasses.replace(config.compare, resume=True)), judges)
 
 
@@ -431,14 +431,14 @@ def _assistant_loss(folder: Path, turns: Sequence[str]) -> tuple[float, int]:
 
 def test_each_model_is_loaded_once_for_all_of_quality(place: Path, tmp_path: Path) -> None:
     loaded: list[str] = []
-    real = measuring_module.load_fluency_model
+    real = measuring_module.load_policy_or_base
 
     def counting(path: str, *args: Any) -> Any:
         loaded.append(Path(path).name)
         return real(path, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring_module, "load_fluency_model", counting)
+        patch.setattr(measuring_module, "load_policy_or_base", counting)
         run(_config(place, tmp_path / "out", QualityConfig(heldout=str(place / "heldout.jsonl"))), GOLD)
     assert loaded == ["sft", "dpo"]
 
@@ -511,6 +511,12 @@ def test_answers_are_checked_each_in_its_way() -> None:
     tasks = [Prompt(f"t{at}", [{"role": "user", "content": "?"}], meta) for at, meta in enumerate(metas)]
     code = "```python\ndef f(x):\n    return x * x\n```"
     assert check_answers(tasks, ["It is 72.", " paris.", code, "It is 27.", "no code"]) == [1, 1, 1, 0, 0]
+
+
+def test_tasks_of_code_are_read_where_code_can_be_run(tmp_path: Path) -> None:
+    rows = [Prompt("t0", [{"role": "user", "content": "Write f."}], {"tests": "assert f(2) == 4"})]
+    write_jsonl(tmp_path / "tasks.jsonl", rows)
+    assert read_tasks(str(tmp_path / "tasks.jsonl")) == rows
 
 
 def _tasks(place: Path) -> str:
@@ -629,7 +635,7 @@ def test_the_harness_contract(place: Path, tmp_path: Path) -> None:
     assert harness_id("run-1", ["ours"]) == harness_id("run-1", ["ours"]) != harness_id("run-2", ["ours"])
 
 
-def test_figures_of_the_harness_in_the_report() -> None:
+def test_figures_of_the_harness_in_the_report(tmp_path: Path) -> None:
     found = {
         "results": {"ours": {"alias": "ours", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,strict": 0.25}},
         "n-samples": {"ours": {"original": 20, "effective": 10}},
@@ -638,6 +644,8 @@ def test_figures_of_the_harness_in_the_report() -> None:
     assert sft == [Figure("ours", "acc", 0.5, 0.1, 10), Figure("ours", "f1, strict", 0.25, None, 10)]
     dpo = [dataclasses.replace(sft[0], value=0.75), sft[1]]
     harness = {"sft": Harness("a", "0.4", sft), "dpo": Harness("b", "0.4", dpo)}
+    write_jsonl(tmp_path / "lm_eval.sft.jsonl", [harness["sft"]])
+    assert read_jsonl(tmp_path / "lm_eval.sft.jsonl", Harness) == [harness["sft"]]  # as a resumed run has it
     made = written({"sft": [[PLAIN]] * 5, "dpo": [[PLAIN]] * 5}, Measured(harness=harness))
     report = build_report(made)
     acc, f1 = report["quality"]["lm_eval"]["policies"]["dpo"]

@@ -72,6 +72,8 @@ def harness_figures(
         names: of tasks or groups.
         batch_size: requests at a time.
         task_manager: the harness's own, where tasks lie elsewhere.
+
+    Raises UserError where a task's data cannot be read.
     """
     lm_eval = _installed()
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
@@ -84,9 +86,16 @@ def harness_figures(
         batch_size=batch_size,
         max_length=policy.max_length,
     )
-    found = lm_eval.simple_evaluate(
-        model, tasks=list(names), bootstrap_iters=_NUM_BOOTSTRAP, log_samples=False, task_manager=task_manager
-    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model, tasks=list(names), bootstrap_iters=_NUM_BOOTSTRAP, log_samples=False, task_manager=task_manager
+        )
+    except OSError as error:  # no network, a data set that is gone: datasets' errors are of this kind
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"lm_eval: the data of {', '.join(names)} cannot be read ({reason}); mend that and go on with "
+            "--resume true, what was measured is kept"
+        ) from error
     return Harness(one_id, lm_eval.__version__, _figures(found))
 
 

@@ -65,8 +65,8 @@ def fluency_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def load_fluency_model(path: str, dtype: str | None = None, trust_remote_code: bool = False) -> Policy:
-    """A judge of fluency: a policy, or a base model with `fluency_tokenizer`."""
+def load_policy_or_base(path: str, dtype: str | None = None, trust_remote_code: bool = False) -> Policy:
+    """A policy, or a base model that has no turns, with `fluency_tokenizer`."""
     import torch
 
     if load_tokenizer(path, trust_remote_code=trust_remote_code).chat_template:

@@ -13,7 +13,7 @@ from rlhf.compare.quality.likelihoods import (
     Likelihood,
     demonstration_ids,
     demonstration_likelihoods,
-    load_fluency_model,
+    load_policy_or_base,
     read_demonstrations,
     reply_ids,
     reply_likelihoods,
@@ -108,8 +108,10 @@ def measure_models(context: Context) -> Measured:
             fluency = measuring.fluency(judge)
         if settings.lm_eval and name in context.policies:
             harness[name] = measuring.harness(name, path, settings.lm_eval)
+    fluency = fluency or measuring.fluency(judge)
+    measuring.release()
     return Measured(
-        fluency or measuring.fluency(judge),
+        fluency,
         _folder_name(settings.fluency_model) if settings.fluency_model else None,
         _held_out(context, demonstrations, heldout) if demonstrations else None,
         _tasks(context, tasks, answered) if tasks else None,
@@ -196,12 +198,20 @@ class _Measuring:
         write_jsonl(path, rows)
         return rows
 
+    def release(self) -> None:
+        """Give the memory of the loaded model back."""
+        import torch
+
+        self._policy = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def _loaded(self, path: str) -> Policy:
         if self._policy is None or self._path != path:
-            self._policy = None
-            _free_memory()
+            self.release()
             questions = self.context.questions
-            self._policy = load_fluency_model(path, questions.dtype, questions.trust_remote_code)
+            self._policy = load_policy_or_base(path, questions.dtype, questions.trust_remote_code)
             self._path = path
         return self._policy
 
@@ -212,11 +222,3 @@ def _model_id(path: str) -> str:
 
 def _folder_name(path: str) -> str:
     return Path(path).name or Path(path).resolve().name
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
