@@ -19,6 +19,7 @@ from rlhf.compare.people import ask_people, gather
 from rlhf.compare.report import build_report, files_of
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
+from rlhf.compare.sections.quality import QualityConfig
 from rlhf.compare.sections.safety import SafetyConfig
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
@@ -84,6 +85,7 @@ class Config(NamedTuple):
 
     compare: CompareConfig
     frontier: FrontierConfig = FrontierConfig()
+    quality: QualityConfig = QualityConfig()
     safety: SafetyConfig = SafetyConfig()
 
 
@@ -120,7 +122,7 @@ def run(
         learners[REWARD_MODEL] = settings.reward_model
     held_out = check_held_out(prompts, settings.prompts, learners, settings.train_data)
 
-    inputs = _inputs(settings, policies) | config.safety.inputs()
+    inputs = _inputs(settings, policies) | config.safety.inputs() | config.quality.inputs()
     with open_run("compare", settings.output_dir, _as_recorded(as_dict(config)), inputs, settings.resume) as to:
         sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
         questions = Questions(

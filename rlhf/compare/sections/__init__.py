@@ -5,7 +5,7 @@ not (policies are loaded, judges asked: slow, kept in the run folder), builds it
 and views them for its template. What it cannot say it leaves out: then it is in neither file.
 """
 
-from rlhf.compare.sections import agreement, cost, frontier, judging, lineage, safety, standing
+from rlhf.compare.sections import agreement, cost, frontier, judging, lineage, quality, safety, standing
 from rlhf.compare.sections.section import Section
 
 __all__ = ["SECTIONS", "Section"]
@@ -15,6 +15,7 @@ SECTIONS: tuple[Section, ...] = (
     agreement.SECTION,
     judging.SECTION,
     frontier.SECTION,
+    quality.SECTION,
     safety.SECTION,
     cost.SECTION,
     lineage.SECTION,

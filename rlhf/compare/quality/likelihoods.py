@@ -1,0 +1,221 @@
+"""How likely texts are under a model: replies under a judge of fluency, held-out demonstrations under each policy."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from rlhf.data.encode import CutReport, Encoder
+from rlhf.errors import UserError
+from rlhf.models import Policy, as_policy, load_causal, load_policy, load_tokenizer, scoring_batch
+from rlhf.records import Demonstration, Messages, Response, make_id, read_jsonl
+
+_MOST_TOKENS = 16_384  # in a batch, padding included: their logits over a large vocabulary are gigabytes
+# A base model has no turns: what was said stands in paragraphs of their own.
+_PARAGRAPHS = (
+    "{{ bos_token if bos_token is defined and bos_token else '' }}"
+    "{% for message in messages %}{{ message['content'] }}{{ '\\n\\n' }}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely one text is under one model.
+
+    Args:
+        id: made from the model and the text.
+        nll: negative log-likelihood of its counted tokens, in nats.
+        num_tokens: how many those are; 0 for an empty text.
+        tokens: a hash of them, so that two models are set side by side on the same tokens only.
+    """
+
+    id: str
+    nll: float
+    num_tokens: int
+    tokens: str
+
+
+def same_tokens(a: Sequence[Likelihood], b: Sequence[Likelihood]) -> bool:
+    """Whether two models were asked about the same tokens, so that their nats a token say the same."""
+    return [row.tokens for row in a] == [row.tokens for row in b]
+
+
+def likelihood_sums(rows: Sequence[Likelihood], num_clusters: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Nats and tokens of each of `num_clusters` runs of as many rows, (clusters,) each."""
+    nll, tokens = np.array([row.nll for row in rows]), np.array([float(row.num_tokens) for row in rows])
+    return nll.reshape(num_clusters, -1).sum(1), tokens.reshape(num_clusters, -1).sum(1)
+
+
+# ---- Fluency
+
+
+def fluency_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a judge of fluency. One without a chat template, a base model's, gets one of paragraphs.
+
+    Raises UserError where there is no tokenizer, or one without an end of text.
+    """
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _PARAGRAPHS
+    Encoder(tokenizer)
+    return tokenizer
+
+
+def load_policy_or_base(path: str, dtype: str | None = None, trust_remote_code: bool = False) -> Policy:
+    """A policy, or a base model that has no turns, with `fluency_tokenizer`."""
+    import torch
+
+    if load_tokenizer(path, trust_remote_code=trust_remote_code).chat_template:
+        return load_policy(path, dtype, trust_remote_code)
+    model = load_causal(path, dtype, trust_remote_code).eval()
+    if torch.cuda.is_available():
+        model = model.cuda()
+    return as_policy(model, fluency_tokenizer(path, trust_remote_code), path)
+
+
+def reply_ids(model: str, messages: Sequence[Messages], replies: Sequence[Response]) -> list[str]:
+    """The id of each reply's Likelihood under the model of this id."""
+    return [make_id("nll", model, asked, reply.text) for asked, reply in zip(messages, replies, strict=True)]
+
+
+def reply_likelihoods(
+    judge: Policy, name: str, ids: Sequence[str], messages: Sequence[Messages], replies: Sequence[Response], batch: int
+) -> list[Likelihood]:
+    """The Likelihood of each reply after its prompt.
+
+    Args:
+        judge: the model.
+        name: the policy's that wrote the replies, for the screen.
+        ids: from `reply_ids`.
+        messages: the prompt of each reply.
+        replies: what was written. The text is tokenized anew, so that policies with other tokenizers are judged
+            alike; the end of the turn is not counted, so that replies that were cut are judged as others.
+        batch: replies at a time, at most.
+    """
+    cut, encoded = CutReport(), []
+    for asked, reply in zip(messages, replies, strict=True):
+        both = judge.encoder.encode_reply(asked, [reply.text], judge.max_length, cut)
+        prompt, own = ([], []) if both is None else (both[0], both[1][0][:-1])
+        encoded.append((prompt + own, [0] * len(prompt) + [1] * len(own)))
+    return _measured(judge, f"replies of {name}", ids, encoded, batch, cut)
+
+
+# ---- Held-out demonstrations
+
+
+def read_demonstrations(path: str) -> list[Demonstration]:
+    """Demonstrations held out from SFT. Raises UserError for one that does not end with a reply."""
+    rows = read_jsonl(path, Demonstration)
+    for row in rows:
+        if len(row.messages) < 2 or row.messages[-1].get("role") != "assistant":
+            raise UserError(
+                f"{path}: demonstration `{row.id}` does not end with a reply; its last message must be the assistant's"
+            )
+    return rows
+
+
+def demonstration_ids(model: str, rows: Sequence[Demonstration]) -> list[str]:
+    """The id of each demonstration's Likelihood under the model of this id."""
+    return [make_id("nll", model, row.messages) for row in rows]
+
+
+def demonstration_likelihoods(
+    policy: Policy, name: str, ids: Sequence[str], rows: Sequence[Demonstration], batch: int
+) -> list[Likelihood]:
+    """The Likelihood of what the assistant says in each demonstration, ends of turns included, as SFT learns it.
+
+    Args:
+        policy: the model.
+        name: its name, for the screen.
+        ids: from `demonstration_ids`.
+        rows: the demonstrations.
+        batch: demonstrations at a time, at most.
+    """
+    cut = CutReport()
+    found = [policy.encoder.encode_conversation(row.messages, policy.max_length, cut) for row in rows]
+    encoded = [([], []) if one is None else one for one in found]
+    return _measured(policy, f"held-out demonstrations of {name}", ids, encoded, batch, cut)
+
+
+# ---- Any texts
+
+
+def _measured(
+    policy: Policy,
+    what: str,
+    ids: Sequence[str],
+    encoded: Sequence[tuple[list[int], list[int]]],
+    batch_size: int,
+    cut: CutReport,
+) -> list[Likelihood]:
+    if sentence := cut.sentence(what, policy.max_length):
+        print(sentence)
+    with tqdm(total=len(encoded), desc=what, unit=" texts") as bar:
+        nlls = sequence_nlls(policy, encoded, batch_size, bar.update)
+    if not np.isfinite(nlls).all():
+        raise UserError(
+            f"{policy.path}: its likelihood of {what} is not finite, so its numbers overflowed; set --dtype float32"
+        )
+    return [
+        Likelihood(one, nll, sum(mask[1:]), hashlib.sha256(str((text, mask)).encode()).hexdigest()[:12])
+        for one, nll, (text, mask) in zip(ids, nlls, encoded, strict=True)
+    ]
+
+
+def sequence_nlls(
+    policy: Policy,
+    encoded: Sequence[tuple[list[int], list[int]]],
+    batch_size: int,
+    done: Callable[[int], Any] = lambda _: None,
+) -> list[float]:
+    """The negative log-likelihood in nats of each sequence's counted tokens, given all before them.
+
+    Args:
+        policy: the model.
+        encoded: token ids and a mask of as many, 1 on what counts; a first token has nothing before it, and is
+            never counted.
+        batch_size: sequences at a time, at most; long ones go fewer at a time.
+        done: called with how many were done, after each batch.
+    """
+    import torch
+
+    found = [0.0] * len(encoded)
+    was = policy.model.training
+    policy.model.eval()
+    try:
+        with torch.no_grad():
+            for rows in _batches([len(ids) for ids, _ in encoded], scoring_batch(batch_size, policy.model)):
+                nlls = _batch_nlls(policy.model, [encoded[row] for row in rows])
+                for row, nll in zip(rows, nlls, strict=True):
+                    found[row] = nll
+                done(len(rows))
+    finally:
+        policy.model.train(was)
+    return found
+
+
+def _batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of like size, the longest first, so that what does not fit in memory shows at once."""
+    order = sorted((at for at, size in enumerate(sizes) if size > 1), key=lambda at: (-sizes[at], at))
+    while order:
+        step = max(1, min(batch_size, _MOST_TOKENS // sizes[order[0]]))
+        yield order[:step]
+        order = order[step:]
+
+
+def _batch_nlls(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    import torch
+
+    width = max(len(ids) for ids, _ in batch)
+    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
+    attention = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
+    keep = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in batch])[:, 1:].bool()
+    input_ids, attention, keep = (one.to(model.device) for one in (input_ids, attention, keep))
+    logits = model(input_ids=input_ids, attention_mask=attention, use_cache=False).logits[:, :-1][keep].float()
+    table = torch.zeros(keep.shape, dtype=torch.float64, device=keep.device)
+    table[keep] = torch.nn.functional.cross_entropy(logits, input_ids[:, 1:][keep], reduction="none").double()
+    return table.sum(-1).tolist()

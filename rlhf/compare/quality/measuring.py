@@ -1,0 +1,224 @@
+"""Everything of quality that a model must be loaded for: one at a time, each at most once, and kept in the folder."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlhf.compare.answers import Answers, same_place
+from rlhf.compare.frontier.measuring import START
+from rlhf.compare.quality.harness import Harness, harness_figures, harness_id
+from rlhf.compare.quality.likelihoods import (
+    Likelihood,
+    demonstration_ids,
+    demonstration_likelihoods,
+    load_policy_or_base,
+    read_demonstrations,
+    reply_ids,
+    reply_likelihoods,
+)
+from rlhf.compare.quality.tasks import Answered, answer_tasks, how_checked, read_tasks, task_ids
+from rlhf.compare.study import Context
+from rlhf.data.split import prompt_key
+from rlhf.models import Policy
+from rlhf.records import Demonstration, Prompt, read_jsonl, write_jsonl
+from rlhf.runs import file_sha256, read_run
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Demonstrations that no policy learned from, and how likely each model finds them.
+
+    Args:
+        file: the file's name.
+        sha256: of the file.
+        clusters: what makes two demonstrations the same, of each.
+        reference: the Likelihood of each under the reference.
+        policies: the same by policy.
+    """
+
+    file: str
+    sha256: str
+    clusters: list[str]
+    reference: list[Likelihood]
+    policies: dict[str, list[Likelihood]]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks with known answers, and what each policy answered.
+
+    Args:
+        file: the file's name.
+        sha256: of the file.
+        clusters: what makes two tasks the same, of each.
+        checks: how each is checked: number, text or code.
+        policies: the answers by policy.
+    """
+
+    file: str
+    sha256: str
+    clusters: list[str]
+    checks: list[str]
+    policies: dict[str, list[Answered]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What models say.
+
+    Args:
+        fluency: by policy, the Likelihood of each reply, prompt by prompt.
+        fluency_model: the name of the model that said so, None for the reference.
+        heldout: of held-out demonstrations, where there are some.
+        tasks: with known answers, where there are some.
+        harness: by policy what lm-evaluation-harness says, where it was asked.
+    """
+
+    fluency: dict[str, list[Likelihood]] = field(default_factory=dict)
+    fluency_model: str | None = None
+    heldout: HeldOut | None = None
+    tasks: Tasks | None = None
+    harness: dict[str, Harness] = field(default_factory=dict)
+
+
+def measure_models(context: Context) -> Measured:
+    """All that the settings ask for. What lies whole in the run folder, of the same models and texts, is read."""
+    settings = context.config.quality
+    measuring = _Measuring(context)
+    models = dict(context.policies)
+    if not any(same_place(path, context.reference) for path in models.values()):
+        models[START] = context.reference
+    judge = settings.fluency_model or context.reference
+    demonstrations = [] if settings.heldout is None else read_demonstrations(settings.heldout)
+    tasks = [] if settings.tasks is None else read_tasks(settings.tasks)
+    fluency: dict[str, list[Likelihood]] = {}
+    answered: dict[str, list[Answered]] = {}
+    heldout: dict[str, list[Likelihood]] = {}
+    harness: dict[str, Harness] = {}
+    for name, path in models.items():  # all of one model, then the next
+        if demonstrations:
+            heldout[name] = measuring.heldout(name, path, demonstrations)
+        if tasks and name in context.policies:
+            answered[name] = measuring.tasks(name, path, tasks)
+        if same_place(path, judge) and not fluency:
+            fluency = measuring.fluency(judge)
+        if settings.lm_eval and name in context.policies:
+            harness[name] = measuring.harness(name, path, settings.lm_eval)
+    fluency = fluency or measuring.fluency(judge)
+    measuring.release()
+    return Measured(
+        fluency,
+        _folder_name(settings.fluency_model) if settings.fluency_model else None,
+        _held_out(context, demonstrations, heldout) if demonstrations else None,
+        _tasks(context, tasks, answered) if tasks else None,
+        harness,
+    )
+
+
+def _held_out(context: Context, demonstrations: Sequence[Demonstration], found: dict[str, list[Likelihood]]) -> HeldOut:
+    file: str = context.config.quality.heldout
+    same = [name for name, path in context.policies.items() if same_place(path, context.reference)]
+    policies = {name: found[name] for name in context.policies}
+    clusters = [prompt_key(row.messages) for row in demonstrations]
+    return HeldOut(Path(file).name, file_sha256(file), clusters, found[same[0] if same else START], policies)
+
+
+def _tasks(context: Context, tasks: Sequence[Prompt], answered: dict[str, list[Answered]]) -> Tasks:
+    file: str = context.config.quality.tasks
+    clusters, checks = [prompt_key(task.messages) for task in tasks], [how_checked(task) for task in tasks]
+    return Tasks(Path(file).name, file_sha256(file), clusters, checks, answered)
+
+
+@dataclass
+class _Measuring:
+    """The model that is loaded, and what is measured with it."""
+
+    context: Context
+    _path: str | None = None
+    _policy: Policy | None = None
+
+    def fluency(self, judge: str) -> dict[str, list[Likelihood]]:
+        """By policy, how likely the judge finds each of its replies."""
+        return {answer.name: self._fluency(judge, answer) for answer in self.context.answers}
+
+    def _fluency(self, judge: str, answer: Answers) -> list[Likelihood]:
+        questions = self.context.questions
+        replies = [reply for row in answer.responses for reply in row]
+        messages = [prompt.messages for prompt in questions.prompts for _ in range(questions.num_responses)]
+        ids = reply_ids(_model_id(judge), messages, replies)
+
+        def measure() -> list[Likelihood]:
+            loaded = self._loaded(judge)
+            return reply_likelihoods(loaded, answer.name, ids, messages, replies, questions.batch_size)
+
+        return self._kept(f"fluency.{answer.name}.jsonl", Likelihood, ids, measure)
+
+    def heldout(self, name: str, path: str, rows: Sequence[Demonstration]) -> list[Likelihood]:
+        """How likely the model at this path finds each demonstration."""
+        ids = demonstration_ids(_model_id(path), rows)
+
+        def measure() -> list[Likelihood]:
+            batch_size = self.context.questions.batch_size
+            return demonstration_likelihoods(self._loaded(path), name, ids, rows, batch_size)
+
+        return self._kept(f"heldout.{name}.jsonl", Likelihood, ids, measure)
+
+    def tasks(self, name: str, path: str, tasks: Sequence[Prompt]) -> list[Answered]:
+        """What the policy at this path answers, checked."""
+        questions = self.context.questions
+        longest = questions.sampling.max_new_tokens
+        ids = task_ids(_model_id(path), tasks, longest)
+
+        def measure() -> list[Answered]:
+            return answer_tasks(self._loaded(path), name, ids, tasks, longest, questions.batch_size)
+
+        return self._kept(f"tasks.{name}.jsonl", Answered, ids, measure)
+
+    def harness(self, name: str, path: str, asked: Sequence[str]) -> Harness:
+        """What lm-evaluation-harness says of the policy at this path."""
+        one_id = harness_id(_model_id(path), asked)
+
+        def measure() -> list[Harness]:
+            return [harness_figures(self._loaded(path), one_id, asked, self.context.questions.batch_size)]
+
+        return self._kept(f"lm_eval.{name}.jsonl", Harness, [one_id], measure)[0]
+
+    def _kept(self, file: str, kind: type[Row], ids: Sequence[str], measure: Callable[[], list[Row]]) -> list[Row]:
+        """The rows on disk where they are of these ids, in order; else measured, and written whole."""
+        path = self.context.folder / file
+        if path.is_file():
+            there: list[Any] = read_jsonl(path, kind)
+            if [row.id for row in there] == list(ids):
+                return there
+        rows = measure()
+        write_jsonl(path, rows)
+        return rows
+
+    def release(self) -> None:
+        """Give the memory of the loaded model back."""
+        import torch
+
+        self._policy = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _loaded(self, path: str) -> Policy:
+        if self._policy is None or self._path != path:
+            self.release()
+            questions = self.context.questions
+            self._policy = load_policy_or_base(path, questions.dtype, questions.trust_remote_code)
+            self._path = path
+        return self._policy
+
+
+def _model_id(path: str) -> str:
+    return read_run(path).id if (Path(path) / "run.json").is_file() else path
+
+
+def _folder_name(path: str) -> str:
+    return Path(path).name or Path(path).resolve().name
