@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,9 @@ _SHRINKAGE = 0.5
 # So many numbers of a (resample, cluster) table are held at a time: 0.8 MB stay in the processor's cache, which is
 # several times as fast as 32 MB.
 _TABLE = 100_000
+# Draws of up to so many numbers, a byte each, are kept: the next column of as many clusters is drawn the same way.
+_MOST_KEPT = 200_000_000
+_DRAWS_KEPT = 4  # at once, 800 MB at most
 
 
 @dataclass(frozen=True)
@@ -163,16 +167,46 @@ def _variance(sums: NDArray[np.float64], sizes: NDArray[np.float64], mean: float
     return float(((sums - mean * sizes) ** 2).sum() / sizes.sum() ** 2 * n / (n - 1))
 
 
-def drawn_counts(num_clusters: int, num_bootstrap: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each resample draws each cluster, (some resamples, num_clusters) at a time."""
+def drawn_counts(
+    num_clusters: int, num_bootstrap: int, seed: int, at_once: int = _TABLE
+) -> Iterator[NDArray[np.float64]]:
+    """How often each resample draws each cluster, (some resamples, num_clusters) at a time.
+
+    The same arguments give the same draws, which are made once and kept where they are not too many.
+
+    Args:
+        num_clusters: that are drawn from, and how many each resample draws.
+        num_bootstrap: resamples.
+        seed: of the draws.
+        at_once: about how many counts come at a time; more where much is done with each.
+    """
+    if num_clusters * num_bootstrap > _MOST_KEPT:
+        for counts in _draw(num_clusters, num_bootstrap, seed):
+            yield counts.astype(float)
+        return
+    kept = _kept_draws(num_clusters, num_bootstrap, seed)
+    step = max(1, at_once // num_clusters)
+    for start in range(0, num_bootstrap, step):
+        yield kept[start : start + step].astype(float)
+
+
+@lru_cache(maxsize=_DRAWS_KEPT)
+def _kept_draws(num_clusters: int, num_bootstrap: int, seed: int) -> NDArray[np.uint8]:
+    # A byte holds every count: of n clusters one is drawn n times at most, and 256 times with a chance under 1 / 256!.
+    parts = [counts.astype(np.uint8) for counts in _draw(num_clusters, num_bootstrap, seed)]
+    kept = np.concatenate(parts) if parts else np.zeros((0, num_clusters), np.uint8)
+    kept.flags.writeable = False
+    return kept
+
+
+def _draw(num_clusters: int, num_bootstrap: int, seed: int) -> Iterator[NDArray[np.intp]]:
     generator = np.random.default_rng(seed)
     step = max(1, _TABLE // num_clusters)
     for start in range(0, num_bootstrap, step):
         rows = min(step, num_bootstrap - start)
         offsets = np.arange(0, rows * num_clusters, num_clusters)[:, None]
         drawn = generator.integers(0, num_clusters, (rows, num_clusters)) + offsets
-        counts = np.bincount(drawn.ravel(), minlength=rows * num_clusters)
-        yield counts.reshape(rows, num_clusters).astype(float)
+        yield np.bincount(drawn.ravel(), minlength=rows * num_clusters).reshape(rows, num_clusters)
 
 
 def _resample(table: NDArray[np.float64], num_bootstrap: int, seed: int) -> NDArray[np.float64]:

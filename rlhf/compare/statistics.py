@@ -30,9 +30,10 @@ class Bootstrap:
     def interval(self, values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> Interval:
         """The interval of the mean of `values`, (prompts,) or (prompts, responses)."""
         values = np.asarray(values, dtype=float)
-        clusters: Sequence[Hashable] = range(len(values)) if self.clusters is None else self.clusters
-        if values.ndim == 2:
-            clusters = [cluster for cluster in clusters for _ in range(values.shape[1])]
+        clusters = self.clusters
+        if values.ndim == 2 and values.shape[1] > 1:
+            each = range(len(values)) if clusters is None else clusters
+            clusters = [cluster for cluster in each for _ in range(values.shape[1])]
         return mean_interval(values, clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
 
 
