@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
+from rlhf.compare import length_control
 from rlhf.compare.length_control import ControlledRate, count_markdown, length_controlled, style_controlled
 from rlhf.compare.statistics import Bootstrap
 from rlhf.intervals import Interval, mean_interval
@@ -142,6 +143,40 @@ def test_copies_within_a_prompt_are_no_evidence() -> None:
     assert copied.controlled.n == 50
     assert copied.controlled.low == pytest.approx(once.controlled.low, abs=0.005)  # SD's divisor is n - 1
     assert copied.controlled.high == pytest.approx(once.controlled.high, abs=0.005)
+
+
+def _ends(result: ControlledRate) -> np.ndarray:
+    return np.array([[one.low, one.high] for one in (result.controlled, *result.coefficients.values())])
+
+
+@pytest.mark.parametrize(("num_prompts", "off"), [(200, 1e-3), (2000, 1e-4)])
+@pytest.mark.parametrize("theta", [0.3, 2.5])
+def test_ends_are_those_of_full_refits(
+    num_prompts: int, off: float, theta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newton's step and its corrections in place of a fit to each resample: close, for even pairs and lopsided ones."""
+    bootstrap = Bootstrap(num_bootstrap=1000)
+    length = (*_study(num_prompts, 30, theta, per_deviation=0.5), bootstrap)
+    style = (*_planted_headings(num_prompts, 31, theta, 0.5), bootstrap)
+    near = [length_controlled(*length), style_controlled(*style)]
+    monkeypatch.setattr("rlhf.compare.length_control._MOST_OFF", -1.0)  # every resample is fitted to all its prompts
+    full = [length_controlled(*length), style_controlled(*style)]
+    for one, other in zip(near, full, strict=True):
+        assert one.controlled.mean == other.controlled.mean
+        assert np.abs(_ends(one) - _ends(other)).max() < off
+
+
+def test_large_studies_need_no_full_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ten policies on ten thousand prompts take seconds."""
+    fits = []
+    fit = length_control._Regression.fit
+    monkeypatch.setattr(
+        length_control._Regression,
+        "fit",
+        lambda self, weights, *start: fits.append(len(weights)) or fit(self, weights, *start),
+    )
+    length_controlled(*_study(10_000, 32, per_deviation=0.5), QUICK)
+    assert sum(fits) < 10  # two of the whole sample, and few resamples out of 300
 
 
 def test_one_prompt_says_nothing() -> None:

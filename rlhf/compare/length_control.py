@@ -6,17 +6,18 @@ the responses do not differ in style.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement, permutations
 from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from rlhf.compare.scale import around, cluster_numbers, fit_logistic, percentile_ends
+from rlhf.compare.scale import around, cluster_numbers, cluster_sums, fit_logistic, percentile_ends
 from rlhf.compare.statistics import Bootstrap
-from rlhf.intervals import Interval, drawn_counts
+from rlhf.intervals import Interval, drawn_counts, resampled_sums
 
 LENGTH = "length"
 DIFFICULTY = "difficulty"
@@ -27,6 +28,12 @@ RIDGE = 1 / 2.5**2
 
 # On the policies' own term: too weak to show in any digit, it keeps the term finite where one wins always.
 _FLOOR = 1e-6
+
+# Refits without a pass over the prompts take so many steps; a resample whose log-odds move further (root mean square)
+# is fitted fully, as is one that may be further off than _MOST_OFF in some coefficient.
+_NEWTON_STEPS = 3
+_FAR = 0.5
+_MOST_OFF = 1e-4
 
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _MARKDOWN = {
@@ -186,24 +193,34 @@ def _controlled(
     n = int(clusters.max()) + 1
     ends = np.column_stack([[0.0, 1.0], np.full((2, len(found)), np.nan)])
     if n > 1:
-        ends = percentile_ends(_resampled(regression, clusters, n, bootstrap, fitted), n, bootstrap)
+        ends = percentile_ends(_resampled(regression, clusters, n, bootstrap), n, bootstrap)
     coefficients = {name: around(value, its, n) for name, value, its in zip(names, found, ends.T[1:], strict=True)}
     return ControlledRate(raw, around(rate, ends[:, 0], n), coefficients, longer)
 
 
-def _resampled(
-    regression: "_Regression", clusters: NDArray[np.intp], n: int, bootstrap: Bootstrap, fitted: Array
-) -> Array:
-    """The controlled rate and the coefficients in each resample, (num_bootstrap, 1 + coefficients)."""
+def _resampled(regression: "_Regression", clusters: NDArray[np.intp], n: int, bootstrap: Bootstrap) -> Array:
+    """The controlled rate and the coefficients in each resample, (num_bootstrap, 1 + coefficients).
+
+    Most are found by `refits`; those that it is not sure of are fitted to all prompts, as are all where the rate is
+    a mean over prompts.
+    """
     widened = regression.with_two_more()
     sizes = np.append(np.ones(len(clusters)), np.full(2, len(clusters) / n))
     rows = np.append(clusters, [n, n + 1])
-    parts = []
-    for counts in drawn_counts(n + 2, bootstrap.num_bootstrap, bootstrap.seed):
-        weights = counts[:, rows] * sizes  # (resamples, prompts and two more)
-        again = widened.fit(weights, fitted)
-        parts.append(np.column_stack([widened.rates(again, weights), again[:, 1:]]))
-    return np.concatenate(parts)
+    whole = widened.fit(sizes[None])[0]
+    table = cluster_sums(sizes[:, None] * widened.slopes(whole), rows, n + 2)
+    again, error = widened.refits(whole, sizes, resampled_sums(table, bootstrap.num_bootstrap, bootstrap.seed))
+    rates = expit(again[:, 0])
+    unsure = (error > _MOST_OFF) | widened.has_difficulty
+    first = 0
+    for counts in drawn_counts(n + 2, bootstrap.num_bootstrap, bootstrap.seed) if unsure.any() else ():
+        some = np.flatnonzero(unsure[first : first + len(counts)])
+        if some.size:
+            weights = counts[some][:, rows] * sizes  # (resamples, prompts and two more)
+            again[first + some] = widened.fit(weights, again[first + some])
+            rates[first + some] = widened.rates(again[first + some], weights)
+        first += len(counts)
+    return np.column_stack([rates, again[:, 1:]])
 
 
 @dataclass(frozen=True)
@@ -215,15 +232,75 @@ class _Regression:
     num_style: int
     ridge: float
 
+    @property
+    def has_difficulty(self) -> bool:
+        """Whether the rate without differences in style is not the same on all prompts."""
+        return self.design.shape[1] > 1 + self.num_style
+
+    @property
+    def penalty(self) -> Array:
+        """On each squared coefficient, times one half, (terms,)."""
+        return np.append(_FLOOR, np.full(self.design.shape[1] - 1, max(self.ridge, _FLOOR)))
+
     def fit(self, weights: Array, start: Array | None = None) -> Array:
         """The coefficients, (fits, terms), for weights (fits, prompts)."""
-        penalty = np.append(_FLOOR, np.full(self.design.shape[1] - 1, max(self.ridge, _FLOOR)))
-        start = np.zeros((1, len(penalty))) if start is None else start
-        return fit_logistic(self.design, weights * self.wins, weights, penalty, start)
+        start = np.zeros((1, self.design.shape[1])) if start is None else start
+        return fit_logistic(self.design, weights * self.wins, weights, self.penalty, start)
+
+    def slopes(self, at: Array) -> Array:
+        """Each prompt's gradient and its first and second derivative at coefficients (terms,).
+
+        All with their sign turned but the gradient; of the derivatives, which are symmetric, each entry once.
+        """
+        chance = expit(self.design @ at)
+        variance = chance * (1 - chance)
+        second, third = _entries(len(at), 2), _entries(len(at), 3)
+        information = variance[:, None] * self.design[:, second].prod(2)
+        change = (variance * (1 - 2 * chance))[:, None] * self.design[:, third].prod(2)
+        return np.column_stack([(self.wins - chance)[:, None] * self.design, information, change])
+
+    def refits(self, whole: Array, sizes: Array, sums: Array) -> tuple[Array, Array]:
+        """The coefficients of each resample, (resamples, terms), and about how far off they are at most, (resamples,).
+
+        Newton's method on the Taylor series of the gradient around the fit to the whole sample, to the third order:
+        no step passes over a resample's prompts. The third derivative is the whole sample's, which leaves an error
+        of the size of what the second and third order add times the square of how far the log-odds moved. A resample
+        that moved too far for a series stays at `whole`, its error infinite.
+
+        Args:
+            whole: the coefficients of the whole sample, (terms,).
+            sizes: the weight of each prompt in it, (prompts,).
+            sums: of `slopes` over each resample's prompts.
+        """
+        terms, num_second = len(whole), len(_entries(len(whole), 2))
+        gradient = sums[:, :terms] - self.penalty * whole
+        information = _symmetric(sums[:, terms : terms + num_second], terms, 2) + np.diag(self.penalty)
+        first = _solved(information, gradient)
+        moved = np.sqrt(((first @ (self.design.T * sizes @ self.design / sizes.sum())) * first).sum(1))
+        near = moved < _FAR
+        change = _symmetric(sums[near, terms + num_second :], terms, 3)
+        third = self._third_derivative(whole, sizes)
+        step = first[near]
+        for _ in range(_NEWTON_STEPS):
+            once = (change @ step[:, None, :, None])[..., 0]  # (near, terms, terms)
+            twice = ((step[:, :, None] * step[:, None, :]).reshape(-1, terms**2) @ third).reshape(once.shape)
+            left = gradient[near] - _times(information[near] + once / 2 + twice / 6, step)
+            step = step + _solved(information[near] + once + twice / 2, left)
+        again, error = np.tile(whole, (len(sums), 1)), np.full(len(sums), np.inf)
+        again[near] += step
+        error[near] = np.abs(step - first[near]).max(1) * moved[near] ** 2
+        return again, error
+
+    def _third_derivative(self, at: Array, sizes: Array) -> Array:
+        """Of the whole sample's gradient, its sign turned, (terms^2, terms^2)."""
+        chance = expit(self.design @ at)
+        variance = chance * (1 - chance)
+        squares = (self.design[:, :, None] * self.design[:, None, :]).reshape(len(self.design), -1)
+        return (sizes * variance * (1 - 6 * variance) * squares.T) @ squares
 
     def rates(self, coefficients: Array, weights: Array) -> Array:
         """The predicted win rate without differences in style, (fits,)."""
-        if self.design.shape[1] == 1 + self.num_style:  # the same on all prompts
+        if not self.has_difficulty:
             return expit(coefficients[:, 0])
         alike = self.design.copy()
         alike[:, 1 : 1 + self.num_style] = 0
@@ -235,3 +312,27 @@ class _Regression:
         more[:, 0] = 1
         wins = np.append(self.wins, [0.0, 1.0])
         return _Regression(np.concatenate([self.design, more]), wins, self.num_style, self.ridge)
+
+
+def _entries(terms: int, order: int) -> NDArray[np.intp]:
+    """The places (entries, order) of a symmetric array's entries, each once."""
+    return np.array(list(combinations_with_replacement(range(terms), order)))
+
+
+def _symmetric(entries: Array, terms: int, order: int) -> Array:
+    """The symmetric arrays (fits, terms, terms ...) with these entries, (fits, entries)."""
+    arrays = np.empty((len(entries), *[terms] * order))
+    places = _entries(terms, order)
+    for axes in permutations(range(order)):
+        arrays[:, *places[:, list(axes)].T] = entries
+    return arrays
+
+
+def _times(matrices: Array, vectors: Array) -> Array:
+    """Each matrix, (fits, terms, terms), times its vector, (fits, terms)."""
+    return (matrices @ vectors[:, :, None])[:, :, 0]
+
+
+def _solved(matrices: Array, vectors: Array) -> Array:
+    """What each matrix, (fits, terms, terms), takes to its vector, (fits, terms)."""
+    return np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0]

@@ -154,6 +154,12 @@ def cluster_numbers(clusters: Sequence[Hashable] | None, num_rows: int) -> NDArr
     return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
 
 
+def cluster_sums(values: Array, clusters: NDArray[np.intp], num_clusters: int) -> Array:
+    """The sums of each cluster's rows, (clusters, columns), of values (rows, columns)."""
+    columns = [np.bincount(clusters, column, num_clusters) for column in values.T]
+    return np.stack(columns, 1)
+
+
 def percentile_ends(
     resampled: Array, n: int, bootstrap: Bootstrap, method: Literal["linear", "nearest"] = "linear"
 ) -> Array:
@@ -191,8 +197,8 @@ def _by_cluster(num_policies: int, wins: Array, ties: Array | None, bootstrap: B
     if ties is not None:
         tables.append(np.where(met, np.asarray(ties, dtype=float)[np.triu_indices(num_policies, 1)].T, 0.0))
     clusters = cluster_numbers(bootstrap.clusters, len(won))
-    sums = np.zeros((int(clusters.max()) + 1, len(tables), won.shape[1]))
-    np.add.at(sums, clusters, np.stack(tables, 1))
+    sums = cluster_sums(np.concatenate(tables, 1), clusters, int(clusters.max()) + 1)
+    sums = sums.reshape(len(sums), len(tables), -1)
     return sums[sums[:, 1].any(1)]
 
 
