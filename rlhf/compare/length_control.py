@@ -6,7 +6,7 @@ the responses do not differ in style.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, permutations
 from statistics import fmean
