@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from rlhf.compare import length_control
 from rlhf.compare.length_control import ControlledRate, count_markdown, length_controlled, style_controlled
+from rlhf.compare.refits import Regression
 from rlhf.compare.statistics import Bootstrap
 from rlhf.intervals import Interval, mean_interval
 from tests.interval_cases import holds
@@ -159,7 +159,7 @@ def test_ends_are_those_of_full_refits(
     length = (*_study(num_prompts, 30, theta, per_deviation=0.5), bootstrap)
     style = (*_planted_headings(num_prompts, 31, theta, 0.5), bootstrap)
     near = [length_controlled(*length), style_controlled(*style)]
-    monkeypatch.setattr("rlhf.compare.length_control._MOST_OFF", -1.0)  # every resample is fitted to all its prompts
+    monkeypatch.setattr("rlhf.compare.refits._MOST_OFF", -1.0)  # every resample is fitted to all its prompts
     full = [length_controlled(*length), style_controlled(*style)]
     for one, other in zip(near, full, strict=True):
         assert one.controlled.mean == other.controlled.mean
@@ -168,13 +168,13 @@ def test_ends_are_those_of_full_refits(
 
 def test_large_studies_need_no_full_refits(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that ten policies on ten thousand prompts take seconds."""
-    fits = []
-    fit = length_control._Regression.fit
-    monkeypatch.setattr(
-        length_control._Regression,
-        "fit",
-        lambda self, weights, *start: fits.append(len(weights)) or fit(self, weights, *start),
-    )
+    fits, fit = [], Regression.fit
+
+    def counted(self: Regression, weights: np.ndarray, *start: np.ndarray) -> np.ndarray:
+        fits.append(len(weights))
+        return fit(self, weights, *start)
+
+    monkeypatch.setattr(Regression, "fit", counted)
     length_controlled(*_study(10_000, 32, per_deviation=0.5), QUICK)
     assert sum(fits) < 10  # two of the whole sample, and few resamples out of 300
 

@@ -8,16 +8,14 @@ the responses do not differ in style.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, permutations
-from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
-from rlhf.compare.scale import around, cluster_numbers, cluster_sums, fit_logistic, percentile_ends
+from rlhf.compare.refits import Regression, refitted
+from rlhf.compare.scale import around, cluster_numbers, percentile_ends
 from rlhf.compare.statistics import Bootstrap
-from rlhf.intervals import Interval, drawn_counts, resampled_sums
+from rlhf.intervals import Interval
 
 LENGTH = "length"
 DIFFICULTY = "difficulty"
@@ -28,12 +26,6 @@ RIDGE = 1 / 2.5**2
 
 # On the policies' own term: too weak to show in any digit, it keeps the term finite where one wins always.
 _FLOOR = 1e-6
-
-# Refits without a pass over the prompts take so many steps; a resample whose log-odds move further (root mean square)
-# is fitted fully, as is one that may be further off than _MOST_OFF in some coefficient.
-_NEWTON_STEPS = 3
-_FAR = 0.5
-_MOST_OFF = 1e-4
 
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _MARKDOWN = {
@@ -62,6 +54,25 @@ class ControlledRate:
     controlled: Interval
     coefficients: dict[str, Interval]
     longer: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """How often a policy would win at equal style, ready to be fitted.
+
+    Args:
+        wins: (prompts,), how often a beats b.
+        style: by term, how much more of it a's response has, in the units of its coefficient, (prompts,).
+        longer: see `ControlledRate`.
+        ridge: penalty on all terms but the policies' own.
+        difficulty: (prompts,), where it is known.
+    """
+
+    wins: Array
+    style: Mapping[str, Array]
+    longer: float
+    ridge: float
+    difficulty: Array | None = None
 
 
 def length_controlled(
@@ -95,11 +106,22 @@ def length_controlled(
 
     Raises ValueError for arrays of unlike length, and for wins or lengths that are none.
     """
+    return controlled_rates([length_question(wins, a_lengths, b_lengths, difficulty, ridge)], bootstrap)[0]
+
+
+def length_question(
+    wins: ArrayLike,
+    a_lengths: ArrayLike,
+    b_lengths: ArrayLike,
+    difficulty: ArrayLike | None = None,
+    ridge: float = RIDGE,
+) -> Question:
+    """What `length_controlled` asks, for `controlled_rates`."""
     wins, a, b = _checked_wins(wins), _by_prompt(a_lengths), _by_prompt(b_lengths)
     if not len(a) == len(b) == len(wins):
         raise ValueError(f"{len(a)} and {len(b)} lengths for {len(wins)} wins")
     terms = {LENGTH: np.tanh(_in_deviations(a - b))}
-    return _controlled(wins, terms, _longer(a, b), bootstrap, difficulty, ridge)
+    return Question(wins, terms, _longer(a, b), ridge, _checked_difficulty(difficulty, len(wins)))
 
 
 def style_controlled(
@@ -124,13 +146,24 @@ def style_controlled(
 
     Raises ValueError as `length_controlled`.
     """
+    a, b = texts
+    return controlled_rates([style_question(wins, (mean_markdown(a), mean_markdown(b)), lengths, ridge)], bootstrap)[0]
+
+
+def style_question(
+    wins: ArrayLike,
+    markdown: tuple[Mapping[str, Array], Mapping[str, Array]],
+    lengths: tuple[ArrayLike, ArrayLike],
+    ridge: float = RIDGE,
+) -> Question:
+    """What `style_controlled` asks, for `controlled_rates`; of a's and b's texts only `mean_markdown` is needed."""
     wins = _checked_wins(wins)
-    a, b = ({LENGTH: _by_prompt(one)} | _style(its) for one, its in zip(lengths, texts, strict=True))
+    a, b = ({LENGTH: _by_prompt(one)} | dict(its) for one, its in zip(lengths, markdown, strict=True))
     sizes = {len(values) for counts in (a, b) for values in counts.values()}
     if sizes != {len(wins)}:
         raise ValueError(f"texts and lengths of {sorted(sizes)} prompts for {len(wins)} wins")
     terms = {name: _in_deviations((a[name] - b[name]) / (a[name] + b[name] + 1)) for name in a}
-    return _controlled(wins, terms, _longer(a[LENGTH], b[LENGTH]), bootstrap, None, ridge)
+    return Question(wins, terms, _longer(a[LENGTH], b[LENGTH]), ridge)
 
 
 def count_markdown(text: str) -> dict[str, int]:
@@ -139,10 +172,10 @@ def count_markdown(text: str) -> dict[str, int]:
     return {name: len(pattern.findall(outside)) for name, pattern in _MARKDOWN.items()}
 
 
-def _style(texts: Sequence[Sequence[str]]) -> dict[str, Array]:
-    """Each count's mean over a prompt's responses, by feature."""
+def mean_markdown(texts: Sequence[Sequence[str]]) -> dict[str, Array]:
+    """What `count_markdown` counts, by feature: the mean over each prompt's responses, (prompts,)."""
     counts = [[count_markdown(text) for text in row] for row in texts]
-    return {name: np.array([fmean(one[name] for one in row) for row in counts]) for name in _MARKDOWN}
+    return {name: np.array([sum(one[name] for one in row) / len(row) for row in counts]) for name in _MARKDOWN}
 
 
 def _checked_wins(wins: ArrayLike) -> Array:
@@ -169,170 +202,48 @@ def _longer(a: Array, b: Array) -> float:
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
-def _controlled(
-    wins: Array,
-    style: Mapping[str, Array],
-    longer: float,
-    bootstrap: Bootstrap,
-    difficulty: ArrayLike | None,
-    ridge: float,
-) -> ControlledRate:
-    raw = bootstrap.interval(wins, (0.0, 1.0))
-    names, columns = list(style), [np.ones(len(wins)), *style.values()]
-    if difficulty is not None:
-        hard = np.asarray(difficulty, dtype=float)
-        if hard.shape != wins.shape or not np.isfinite(hard).all():
-            raise ValueError(f"difficulty of the shape {hard.shape} for {len(wins)} prompts; one finite number each")
-        names.append(DIFFICULTY)
-        columns.append(_in_deviations(hard - hard.mean()))
-    regression = _Regression(np.column_stack(columns), wins, len(style), ridge)
-    once = np.ones((1, len(wins)))
-    fitted = regression.fit(once)
-    rate, found = float(regression.rates(fitted, once)[0]), fitted[0, 1:]
-    clusters = cluster_numbers(bootstrap.clusters, len(wins))
-    n = int(clusters.max()) + 1
-    ends = np.column_stack([[0.0, 1.0], np.full((2, len(found)), np.nan)])
-    if n > 1:
-        ends = percentile_ends(_resampled(regression, clusters, n, bootstrap), n, bootstrap)
-    coefficients = {name: around(value, its, n) for name, value, its in zip(names, found, ends.T[1:], strict=True)}
-    return ControlledRate(raw, around(rate, ends[:, 0], n), coefficients, longer)
+def _checked_difficulty(difficulty: ArrayLike | None, num_prompts: int) -> Array | None:
+    """In standard deviations from its mean."""
+    if difficulty is None:
+        return None
+    hard = np.asarray(difficulty, dtype=float)
+    if hard.shape != (num_prompts,) or not np.isfinite(hard).all():
+        raise ValueError(f"difficulty of the shape {hard.shape} for {num_prompts} prompts; one finite number each")
+    return _in_deviations(hard - hard.mean())
 
 
-def _resampled(regression: "_Regression", clusters: NDArray[np.intp], n: int, bootstrap: Bootstrap) -> Array:
-    """The controlled rate and the coefficients in each resample, (num_bootstrap, 1 + coefficients).
+def controlled_rates(questions: Sequence[Question], bootstrap: Bootstrap) -> list[ControlledRate]:
+    """What each question asks, all resampled together, which is many times as fast as one by one.
 
-    Most are found by `refits`; those that it is not sure of are fitted to all prompts, as are all where the rate is
-    a mean over prompts.
+    Args:
+        questions: on the same prompts.
+        bootstrap: how intervals are made.
     """
-    widened = regression.with_two_more()
-    sizes = np.append(np.ones(len(clusters)), np.full(2, len(clusters) / n))
-    rows = np.append(clusters, [n, n + 1])
-    whole = widened.fit(sizes[None])[0]
-    table = cluster_sums(sizes[:, None] * widened.slopes(whole), rows, n + 2)
-    again, error = widened.refits(whole, sizes, resampled_sums(table, bootstrap.num_bootstrap, bootstrap.seed))
-    rates = expit(again[:, 0])
-    unsure = (error > _MOST_OFF) | widened.has_difficulty
-    first = 0
-    for counts in drawn_counts(n + 2, bootstrap.num_bootstrap, bootstrap.seed) if unsure.any() else ():
-        some = np.flatnonzero(unsure[first : first + len(counts)])
-        if some.size:
-            weights = counts[some][:, rows] * sizes  # (resamples, prompts and two more)
-            again[first + some] = widened.fit(weights, again[first + some])
-            rates[first + some] = widened.rates(again[first + some], weights)
-        first += len(counts)
-    return np.column_stack([rates, again[:, 1:]])
+    if not questions:
+        return []
+    raws = bootstrap.intervals(np.stack([one.wins for one in questions]), (0.0, 1.0))
+    clusters = cluster_numbers(bootstrap.clusters, len(questions[0].wins))
+    regressions = [_regression(one) for one in questions]
+    ends = [np.column_stack([[0.0, 1.0], np.full((2, one.num_terms - 1), np.nan)]) for one in regressions]
+    if raws[0].n > 1:
+        ends = [percentile_ends(one, raws[0].n, bootstrap) for one in refitted(regressions, clusters, bootstrap)]
+    return [_controlled(*each) for each in zip(questions, raws, regressions, ends, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Regression:
-    """`design`, (prompts, terms): ones, then `num_style` columns of style, then difficulty where it is known."""
-
-    design: Array
-    wins: Array
-    num_style: int
-    ridge: float
-
-    @property
-    def has_difficulty(self) -> bool:
-        """Whether the rate without differences in style is not the same on all prompts."""
-        return self.design.shape[1] > 1 + self.num_style
-
-    @property
-    def penalty(self) -> Array:
-        """On each squared coefficient, times one half, (terms,)."""
-        return np.append(_FLOOR, np.full(self.design.shape[1] - 1, max(self.ridge, _FLOOR)))
-
-    def fit(self, weights: Array, start: Array | None = None) -> Array:
-        """The coefficients, (fits, terms), for weights (fits, prompts)."""
-        start = np.zeros((1, self.design.shape[1])) if start is None else start
-        return fit_logistic(self.design, weights * self.wins, weights, self.penalty, start)
-
-    def slopes(self, at: Array) -> Array:
-        """Each prompt's gradient and its first and second derivative at coefficients (terms,).
-
-        All with their sign turned but the gradient; of the derivatives, which are symmetric, each entry once.
-        """
-        chance = expit(self.design @ at)
-        variance = chance * (1 - chance)
-        second, third = _entries(len(at), 2), _entries(len(at), 3)
-        information = variance[:, None] * self.design[:, second].prod(2)
-        change = (variance * (1 - 2 * chance))[:, None] * self.design[:, third].prod(2)
-        return np.column_stack([(self.wins - chance)[:, None] * self.design, information, change])
-
-    def refits(self, whole: Array, sizes: Array, sums: Array) -> tuple[Array, Array]:
-        """The coefficients of each resample, (resamples, terms), and about how far off they are at most, (resamples,).
-
-        Newton's method on the Taylor series of the gradient around the fit to the whole sample, to the third order:
-        no step passes over a resample's prompts. The third derivative is the whole sample's, which leaves an error
-        of the size of what the second and third order add times the square of how far the log-odds moved. A resample
-        that moved too far for a series stays at `whole`, its error infinite.
-
-        Args:
-            whole: the coefficients of the whole sample, (terms,).
-            sizes: the weight of each prompt in it, (prompts,).
-            sums: of `slopes` over each resample's prompts.
-        """
-        terms, num_second = len(whole), len(_entries(len(whole), 2))
-        gradient = sums[:, :terms] - self.penalty * whole
-        information = _symmetric(sums[:, terms : terms + num_second], terms, 2) + np.diag(self.penalty)
-        first = _solved(information, gradient)
-        moved = np.sqrt(((first @ (self.design.T * sizes @ self.design / sizes.sum())) * first).sum(1))
-        near = moved < _FAR
-        change = _symmetric(sums[near, terms + num_second :], terms, 3)
-        third = self._third_derivative(whole, sizes)
-        step = first[near]
-        for _ in range(_NEWTON_STEPS):
-            once = (change @ step[:, None, :, None])[..., 0]  # (near, terms, terms)
-            twice = ((step[:, :, None] * step[:, None, :]).reshape(-1, terms**2) @ third).reshape(once.shape)
-            left = gradient[near] - _times(information[near] + once / 2 + twice / 6, step)
-            step = step + _solved(information[near] + once + twice / 2, left)
-        again, error = np.tile(whole, (len(sums), 1)), np.full(len(sums), np.inf)
-        again[near] += step
-        error[near] = np.abs(step - first[near]).max(1) * moved[near] ** 2
-        return again, error
-
-    def _third_derivative(self, at: Array, sizes: Array) -> Array:
-        """Of the whole sample's gradient, its sign turned, (terms^2, terms^2)."""
-        chance = expit(self.design @ at)
-        variance = chance * (1 - chance)
-        squares = (self.design[:, :, None] * self.design[:, None, :]).reshape(len(self.design), -1)
-        return (sizes * variance * (1 - 6 * variance) * squares.T) @ squares
-
-    def rates(self, coefficients: Array, weights: Array) -> Array:
-        """The predicted win rate without differences in style, (fits,)."""
-        if not self.has_difficulty:
-            return expit(coefficients[:, 0])
-        alike = self.design.copy()
-        alike[:, 1 : 1 + self.num_style] = 0
-        return (weights * expit(coefficients @ alike.T)).sum(1) / weights.sum(1)
-
-    def with_two_more(self) -> "_Regression":
-        """With two more prompts, lost and won, that have no difference in style and are neither hard nor easy."""
-        more = np.zeros((2, self.design.shape[1]))
-        more[:, 0] = 1
-        wins = np.append(self.wins, [0.0, 1.0])
-        return _Regression(np.concatenate([self.design, more]), wins, self.num_style, self.ridge)
+def _regression(question: Question) -> Regression:
+    columns = [np.ones(len(question.wins)), *question.style.values()]
+    if question.difficulty is not None:
+        columns.append(question.difficulty)
+    penalty = np.append(_FLOOR, np.full(len(columns) - 1, max(question.ridge, _FLOOR)))
+    return Regression(np.column_stack(columns), question.wins, len(question.style), penalty)
 
 
-def _entries(terms: int, order: int) -> NDArray[np.intp]:
-    """The places (entries, order) of a symmetric array's entries, each once."""
-    return np.array(list(combinations_with_replacement(range(terms), order)))
-
-
-def _symmetric(entries: Array, terms: int, order: int) -> Array:
-    """The symmetric arrays (fits, terms, terms ...) with these entries, (fits, entries)."""
-    arrays = np.empty((len(entries), *[terms] * order))
-    places = _entries(terms, order)
-    for axes in permutations(range(order)):
-        arrays[:, *places[:, list(axes)].T] = entries
-    return arrays
-
-
-def _times(matrices: Array, vectors: Array) -> Array:
-    """Each matrix, (fits, terms, terms), times its vector, (fits, terms)."""
-    return (matrices @ vectors[:, :, None])[:, :, 0]
-
-
-def _solved(matrices: Array, vectors: Array) -> Array:
-    """What each matrix, (fits, terms, terms), takes to its vector, (fits, terms)."""
-    return np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0]
+def _controlled(question: Question, raw: Interval, regression: Regression, ends: Array) -> ControlledRate:
+    once = np.ones((1, len(question.wins)))
+    fitted = regression.fit(once)
+    rate, *coefficients = (
+        around(value, its, raw.n)
+        for value, its in zip([float(regression.rates(fitted, once)[0]), *fitted[0, 1:]], ends.T, strict=True)
+    )
+    names = [*question.style] if question.difficulty is None else [*question.style, DIFFICULTY]
+    return ControlledRate(raw, rate, dict(zip(names, coefficients, strict=True)), question.longer)

@@ -156,6 +156,8 @@ def cluster_numbers(clusters: Sequence[Hashable] | None, num_rows: int) -> NDArr
 
 def cluster_sums(values: Array, clusters: NDArray[np.intp], num_clusters: int) -> Array:
     """The sums of each cluster's rows, (clusters, columns), of values (rows, columns)."""
+    if len(clusters) == num_clusters and (clusters == np.arange(num_clusters)).all():
+        return values
     columns = [np.bincount(clusters, column, num_clusters) for column in values.T]
     return np.stack(columns, 1)
 

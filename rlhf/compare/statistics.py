@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.intervals import Interval, mean_interval
+from rlhf.intervals import Interval, mean_interval, mean_intervals
 
 UNDECIDED = "undecided"
 _ROUNDING = 1e-9  # thirds and their like do not add up exactly to one half
@@ -35,6 +35,10 @@ class Bootstrap:
             each = range(len(values)) if clusters is None else clusters
             clusters = [cluster for cluster in each for _ in range(values.shape[1])]
         return mean_interval(values, clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
+
+    def intervals(self, values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> list[Interval]:
+        """The intervals of the means of many columns at once, from `values` (means, prompts)."""
+        return mean_intervals(values, self.clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
 
 
 @dataclass(frozen=True)
