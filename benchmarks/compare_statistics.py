@@ -35,8 +35,8 @@ PARTS = (
     ("win rates of pairs", "statistics.py", "compare_pair"),
     ("policies", "report.py", "_policy_numbers"),
     ("standing", "standing.py", "build"),
-    ("  at equal length", "length_control.py", "length_controlled"),
-    ("  at equal style", "length_control.py", "style_controlled"),
+    ("  at equal length and style", "length_control.py", "controlled_rates"),
+    ("  markdown counted", "length_control.py", "mean_markdown"),
     ("  scale", "scale.py", "policy_scale"),
     ("  sign test", "paired.py", "sign_test"),
     ("  permutation test", "paired.py", "permutation_test"),
@@ -55,10 +55,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     study = made_up(arguments.prompts, arguments.policies, arguments.ties)
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     build_report(study)
-    seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    seconds, worked = time.perf_counter() - started, time.process_time() - worked
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
     result = {
         "setup": {
             "num_prompts": arguments.prompts,
@@ -73,6 +73,7 @@ def main() -> None:
             "versions": {name: version(name) for name in ("numpy", "scipy")},
         },
         "seconds": round(seconds, 2),
+        "processor_seconds": round(worked, 2),
         "peak_gib": round(peak, 2),
         "parts": {part: round(share * seconds, 2) for part, share in shares(study).items()},
     }
@@ -122,7 +123,7 @@ def shares(study: Study) -> dict[str, float]:
     stats = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
     cumulative = {(Path(file).name, function): row[3] for (file, _, function), row in stats.items()}
     total = cumulative["report.py", "build_report"]
-    found = {part: cumulative.get((file, function), 0.0) / total for part, file, function in PARTS}
+    found: dict[str, float] = {part: cumulative.get((file, function), 0) / total for part, file, function in PARTS}
     return found | {"else": 1 - sum(share for part, share in found.items() if not part.startswith(" "))}
 
 
@@ -131,7 +132,8 @@ def table(result: dict[str, Any]) -> str:
     setup = result["setup"]
     lines = [
         f"{setup['num_prompts']:,} prompts, {setup['num_policies']} policies, {setup['num_judges']} judges, "
-        f"{setup['num_bootstrap']:,} resamples: {result['seconds']} s, {result['peak_gib']} GiB at most",
+        f"{setup['num_bootstrap']:,} resamples: {result['seconds']} s "
+        f"({result['processor_seconds']} s of processors), {result['peak_gib']} GiB at most",
         "",
         "| part | seconds |",
         "| --- | ---: |",

@@ -103,7 +103,8 @@ def mean_intervals(
         ends = _studentised(sums, sizes, means, tail, num_bootstrap, seed)
     # Rounding and the added clusters must never leave the mean outside, nor an end where no value can be.
     below, above = np.clip(np.minimum(ends[0], means), low, None), np.clip(np.maximum(ends[1], means), None, high)
-    return [Interval(*map(float, one), n) for one in zip(means, below, above, strict=True)]
+    each = zip(means.tolist(), below.tolist(), above.tolist(), strict=True)
+    return [Interval(mean, least, most, n) for mean, least, most in each]
 
 
 def _check(values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> None:
@@ -124,11 +125,11 @@ def _by_cluster(
         return rows.T, np.ones(rows.shape[1])
     if len(clusters) != rows.shape[1]:
         raise ValueError(f"{len(clusters)} clusters for {rows.shape[1]} values")
+    if len(set(clusters)) == len(clusters):  # each its own
+        return rows.T, np.ones(rows.shape[1])
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    if len(numbers) == len(clusters):  # each its own, in the order given
-        return rows.T, np.ones(rows.shape[1])
-    sums = np.stack([np.bincount(index, row) for row in rows], 1)
+    sums = np.stack([np.bincount(index, row).astype(float) for row in rows], 1)
     return sums, np.bincount(index).astype(float)
 
 

@@ -63,6 +63,8 @@ def prompt_means(values: ArrayLike, clusters: Sequence[Hashable]) -> Outcomes:
     flat = np.asarray(values, dtype=float)
     if flat.shape != (len(clusters),):
         raise ValueError(f"{len(clusters)} clusters for values of shape {flat.shape}")
+    if len(set(clusters)) == len(clusters):
+        return flat
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=int)
     return np.bincount(index, flat) / np.bincount(index)

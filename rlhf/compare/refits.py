@@ -211,4 +211,4 @@ def _times(matrices: Array, vectors: Array) -> Array:
 
 def _solved(matrices: Array, vectors: Array) -> Array:
     """What each matrix, (fits, terms, terms), takes to its vector, (fits, terms)."""
-    return np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0]
+    return np.linalg.solve(matrices, vectors[:, :, None])[:, :, 0].astype(float, copy=False)
