@@ -152,7 +152,7 @@ def placed(generator: np.random.Generator, num_prompts: int, seed: int, quality:
 def _mean_chance(lead: float) -> float:
     """The share of wins over all prompts: the mean of the logistic function over leads N(lead, 1)."""
     at, weights = np.polynomial.hermite_e.hermegauss(80)
-    return float(weights @ expit(lead + at) / weights.sum())
+    return round(float(weights @ expit(lead + at) / weights.sum()), 12)  # one half is to be one half
 
 
 TRUTHS: dict[str, Truth] = {
