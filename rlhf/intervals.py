@@ -125,12 +125,19 @@ def _by_cluster(
         return rows.T, np.ones(rows.shape[1])
     if len(clusters) != rows.shape[1]:
         raise ValueError(f"{len(clusters)} clusters for {rows.shape[1]} values")
-    if len(set(clusters)) == len(clusters):  # each its own
+    index = cluster_index(clusters)
+    if index[-1] == len(index) - 1:  # each its own
         return rows.T, np.ones(rows.shape[1])
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
     sums = np.stack([np.bincount(index, row).astype(float) for row in rows], 1)
     return sums, np.bincount(index).astype(float)
+
+
+def cluster_index(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
+    """The number of each value's cluster, (num_values,), counted in the order of their first values."""
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    if len(numbers) == len(clusters):
+        return np.arange(len(clusters))
+    return np.fromiter(map(numbers.__getitem__, clusters), np.intp, len(clusters))
 
 
 def _percentile(

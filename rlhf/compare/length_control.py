@@ -174,8 +174,9 @@ def count_markdown(text: str) -> dict[str, int]:
 
 def mean_markdown(texts: Sequence[Sequence[str]]) -> dict[str, Array]:
     """What `count_markdown` counts, by feature: the mean over each prompt's responses, (prompts,)."""
-    counts = [[count_markdown(text) for text in row] for row in texts]
-    return {name: np.array([sum(one[name] for one in row) / len(row) for row in counts]) for name in _MARKDOWN}
+    counts = [[tuple(count_markdown(text).values()) for text in row] for row in texts]
+    means = [[sum(each) / len(row) for each in zip(*row, strict=True)] for row in counts]
+    return dict(zip(_MARKDOWN, np.array(means).T, strict=True))
 
 
 def _checked_wins(wins: ArrayLike) -> Array:

@@ -14,7 +14,7 @@ from scipy.special import expit, ndtr, softmax, stdtrit
 
 from rlhf.compare.statistics import Bootstrap
 from rlhf.errors import UserError
-from rlhf.intervals import Interval, resampled_sums
+from rlhf.intervals import Interval, cluster_index, resampled_sums
 
 POINTS = 400 / math.log(10)  # Elo points in a logit: 400 points are odds of ten to one
 PRIOR = 1.0
@@ -150,10 +150,7 @@ def cluster_numbers(clusters: Sequence[Hashable] | None, num_rows: int) -> NDArr
         return np.arange(num_rows)
     if len(clusters) != num_rows:
         raise ValueError(f"{len(clusters)} clusters for {num_rows} prompts")
-    if len(set(clusters)) == num_rows:  # each its own
-        return np.arange(num_rows)
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
+    return cluster_index(clusters)
 
 
 def cluster_sums(values: Array, clusters: NDArray[np.intp], num_clusters: int) -> Array:
