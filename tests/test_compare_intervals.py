@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlhf.intervals import Interval, drawn_counts, mean_interval
+from rlhf.intervals import Interval, cluster_index, drawn_counts, mean_interval, mean_intervals
 
 # Student's t at 97.5% with one and two degrees of freedom, from a printed table.
 T_1, T_2 = 12.706, 4.303
@@ -170,3 +170,29 @@ def test_many_clusters_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("rlhf.intervals._TABLE", 50 * 7)  # seven resamples at a time, one left over
     monkeypatch.setattr("rlhf.intervals._MOST_KEPT", 0)
     assert mean_interval(values, num_bootstrap=301) == whole
+
+
+@pytest.mark.parametrize("num_clusters", [1, 3, 7, 40])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (None, None), (0.0, None)])
+@pytest.mark.parametrize("rows_each", [1, 3])
+def test_many_means_at_once_are_those_one_by_one(num_clusters: int, bounds: tuple, rows_each: int) -> None:
+    generator = np.random.default_rng(num_clusters)
+    clusters = generator.permutation(np.repeat(np.arange(num_clusters), rows_each)).tolist()
+    n = len(clusters)
+    values = np.stack([generator.random(n), (generator.random(n) < 0.9).astype(float), np.full(n, 0.25)])
+    together = mean_intervals(values, clusters, bounds, num_bootstrap=300, seed=4)
+    for row, one in zip(values, together, strict=True):
+        alone = mean_interval(row, clusters, bounds, num_bootstrap=300, seed=4)
+        assert (one.mean, one.n) == (alone.mean, alone.n)
+        assert (one.low is None, one.high is None) == (alone.low is None, alone.high is None)
+        for end, other in ((one.low, alone.low), (one.high, alone.high)):
+            assert end is None or end == pytest.approx(other, abs=1e-12)
+
+
+def test_no_means_have_no_intervals() -> None:
+    assert mean_intervals(np.zeros((0, 5))) == []
+
+
+def test_clusters_are_numbered_in_the_order_of_their_first() -> None:
+    assert cluster_index(["q", "p", "q", "r"]).tolist() == [0, 1, 0, 2]
+    assert cluster_index(["q", "p"]).tolist() == [0, 1]
