@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +14,10 @@ _SHRINKAGE = 0.5
 # So many numbers of a (resample, cluster) table are held at a time: 0.8 MB stay in the processor's cache, which is
 # several times as fast as 32 MB.
 _TABLE = 100_000
+_NARROW = 32  # columns
+# Draws of up to so many numbers, a byte each, are kept: the next column of as many clusters is drawn the same way.
+_MOST_KEPT = 200_000_000
+_DRAWS_KEPT = 4  # at once, 800 MB at most
 
 
 @dataclass(frozen=True)
@@ -66,23 +71,40 @@ def mean_interval(
     Raises ValueError where there are no values, or ones that are not finite or out of bounds.
     """
     flat = np.asarray(values, dtype=float).ravel()
-    _check(flat, bounds)
-    sums, sizes = _by_cluster(flat, clusters)
-    low, high = bounds
-    n, mean = len(sums), float(flat.mean())
+    return mean_intervals(flat[None], clusters, bounds, confidence, num_bootstrap, seed)[0]
+
+
+def mean_intervals(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    bounds: tuple[float | None, float | None] = (None, None),
+    confidence: float = 0.95,
+    num_bootstrap: int = 2000,
+    seed: int = 0,
+) -> list[Interval]:
+    """`mean_interval` of each row of `values`, (means, num_values), whose columns are of the same clusters.
+
+    All rows are resampled together, which is many times as fast as one by one.
+    """
+    rows = np.asarray(values, dtype=float)
+    if not len(rows):
+        return []
+    _check(rows, bounds)
+    sums, sizes = _by_cluster(rows, clusters)
+    n, means, (low, high) = len(sizes), rows.mean(1), bounds
     if n == 1:
-        return Interval(mean, low, high, n)
+        return [Interval(float(mean), low, high, n) for mean in means]
     tail = (1 - confidence) / 2
     if low is not None and high is not None:
         ends = _percentile(sums, sizes, low, high, tail, num_bootstrap, seed)
     elif n < 4:
-        ends = _student(sums, sizes, mean, tail)
+        ends = _student(sums, sizes, means, tail)
     else:
-        ends = _studentised(sums, sizes, mean, tail, num_bootstrap, seed)
+        ends = _studentised(sums, sizes, means, tail, num_bootstrap, seed)
     # Rounding and the added clusters must never leave the mean outside, nor an end where no value can be.
-    below = min(ends[0], mean) if low is None else max(low, min(ends[0], mean))
-    above = max(ends[1], mean) if high is None else min(high, max(ends[1], mean))
-    return Interval(mean, float(below), float(above), n)
+    below, above = np.clip(np.minimum(ends[0], means), low, None), np.clip(np.maximum(ends[1], means), None, high)
+    each = zip(means.tolist(), below.tolist(), above.tolist(), strict=True)
+    return [Interval(mean, least, most, n) for mean, least, most in each]
 
 
 def _check(values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> None:
@@ -96,19 +118,26 @@ def _check(values: NDArray[np.float64], bounds: tuple[float | None, float | None
 
 
 def _by_cluster(
-    values: NDArray[np.float64], clusters: Sequence[Hashable] | None
+    rows: NDArray[np.float64], clusters: Sequence[Hashable] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The sum and the number of the values of each cluster, in the order of their first values."""
+    """The sums (clusters, rows) and the numbers (clusters,) of the clusters' values, in the order of their first."""
     if clusters is None:
-        return values, np.ones_like(values)
-    if len(clusters) != len(values):
-        raise ValueError(f"{len(clusters)} clusters for {len(values)} values")
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    sums, sizes = np.zeros(len(numbers)), np.zeros(len(numbers))
-    np.add.at(sums, index, values)
-    np.add.at(sizes, index, 1)
-    return sums, sizes
+        return rows.T, np.ones(rows.shape[1])
+    if len(clusters) != rows.shape[1]:
+        raise ValueError(f"{len(clusters)} clusters for {rows.shape[1]} values")
+    index = cluster_index(clusters)
+    if index[-1] == len(index) - 1:  # each its own
+        return rows.T, np.ones(rows.shape[1])
+    sums = np.stack([np.bincount(index, row).astype(float) for row in rows], 1)
+    return sums, np.bincount(index).astype(float)
+
+
+def cluster_index(clusters: Sequence[Hashable]) -> NDArray[np.intp]:
+    """The number of each value's cluster, (num_values,), counted in the order of their first values."""
+    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
+    if len(numbers) == len(clusters):
+        return np.arange(len(clusters))
+    return np.fromiter(map(numbers.__getitem__, clusters), np.intp, len(clusters))
 
 
 def _percentile(
@@ -119,62 +148,108 @@ def _percentile(
     tail: float,
     num_bootstrap: int,
     seed: int,
-) -> tuple[float, float]:
+) -> NDArray[np.float64]:
+    """The ends, (2, means)."""
     size = sizes.mean()
-    sums = np.concatenate([sums, [low * size, high * size]])
-    sizes = np.concatenate([sizes, [size, size]])
+    added = np.repeat([[low * size], [high * size]], sums.shape[1], 1)
+    sums, sizes = np.concatenate([sums, added]), np.concatenate([sizes, [size, size]])
     n = len(sums)
-    totals = _resample(np.stack([sums, sizes], 1), num_bootstrap, seed)  # (num_bootstrap, 2)
+    totals = resampled_sums(np.column_stack([sums, sizes]), num_bootstrap, seed)  # (num_bootstrap, means + 1)
     widened = ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, tail))
-    below, above = np.quantile(totals[:, 0] / totals[:, 1], [widened, 1 - widened])
-    return below, above
+    return np.quantile(totals[:, :-1] / totals[:, -1:], [widened, 1 - widened], axis=0)
 
 
-def _student(sums: NDArray[np.float64], sizes: NDArray[np.float64], mean: float, tail: float) -> tuple[float, float]:
-    width = -stdtrit(len(sums) - 1, tail) * np.sqrt(_variance(sums, sizes, mean))
-    return mean - width, mean + width
+def _student(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], means: NDArray[np.float64], tail: float
+) -> NDArray[np.float64]:
+    width = -stdtrit(len(sums) - 1, tail) * np.sqrt(_variances(sums, sizes, means))
+    return np.stack([means - width, means + width])
 
 
 def _studentised(
-    sums: NDArray[np.float64], sizes: NDArray[np.float64], mean: float, tail: float, num_bootstrap: int, seed: int
-) -> tuple[float, float]:
+    sums: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+    means: NDArray[np.float64],
+    tail: float,
+    num_bootstrap: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """The ends, (2, means)."""
     n = len(sums)
-    variance = _variance(sums, sizes, mean)
-    if variance == 0:
-        return mean, mean
-    off = sums - mean * sizes  # how far each cluster's sum is from what the mean predicts
-    table = np.stack([off, sizes, off**2, off * sizes, sizes**2], 1)
-    total, size, squares, products, sizes_squared = _resample(table, num_bootstrap, seed).T
+    variances = _variances(sums, sizes, means)
+    off = sums - means * sizes[:, None]  # how far each cluster's sum is from what the mean predicts
+    table = np.column_stack([off, off**2, off * sizes[:, None], sizes, sizes**2])
+    m = len(means)
+    places = [m, 2 * m, 3 * m, 3 * m + 1]
+    sums_drawn = np.split(resampled_sums(table, num_bootstrap, seed), places, axis=1)
+    total, squares, products, size, sizes_squared = sums_drawn
     shift = total / size  # a resample's mean less the sample's
     spread = np.maximum(squares - 2 * shift * products + shift**2 * sizes_squared, 0)
-    variances = spread / size**2 * n / (n - 1)
-    shrunk = ((n - 1) * variances + _SHRINKAGE * variance) / (n - 1 + _SHRINKAGE)
-    lower, upper = np.quantile(shift / np.sqrt(shrunk), [tail, 1 - tail])
-    below, above = mean - upper * np.sqrt(variance), mean - lower * np.sqrt(variance)
+    resampled = spread / size**2 * n / (n - 1)
+    shrunk = ((n - 1) * resampled + _SHRINKAGE * variances) / (n - 1 + _SHRINKAGE)
+    some = variances > 0  # the others' ends are their means
+    lower, upper = np.zeros((2, len(means)))
+    ratios = shift[:, some] / np.sqrt(shrunk[:, some])
+    lower[some], upper[some] = np.quantile(ratios, [tail, 1 - tail], axis=0)
+    below, above = means - upper * np.sqrt(variances), means - lower * np.sqrt(variances)
     if n >= 8:  # by now the mean lies among the clusters' own: at most 2 in 2^8 miss it on one side
-        means = sums / sizes
-        below, above = max(below, means.min()), min(above, means.max())
-    return below, above
+        own = sums / sizes[:, None]
+        below, above = np.maximum(below, own.min(0)), np.minimum(above, own.max(0))
+    return np.stack([below, above])
 
 
-def _variance(sums: NDArray[np.float64], sizes: NDArray[np.float64], mean: float) -> float:
-    """The squared standard error of a ratio of sums (linearised; Cochran 1977, section 6.4)."""
+def _variances(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], means: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The squared standard errors of ratios of sums (linearised; Cochran 1977, section 6.4), (means,)."""
     n = len(sums)
-    return float(((sums - mean * sizes) ** 2).sum() / sizes.sum() ** 2 * n / (n - 1))
+    return ((sums - means * sizes[:, None]) ** 2).sum(0) / sizes.sum() ** 2 * n / (n - 1)
 
 
-def drawn_counts(num_clusters: int, num_bootstrap: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each resample draws each cluster, (some resamples, num_clusters) at a time."""
+def drawn_counts(
+    num_clusters: int, num_bootstrap: int, seed: int, at_once: int = _TABLE
+) -> Iterator[NDArray[np.float64]]:
+    """How often each resample draws each cluster, (some resamples, num_clusters) at a time.
+
+    The same arguments give the same draws, which are made once and kept where they are not too many.
+
+    Args:
+        num_clusters: that are drawn from, and how many each resample draws.
+        num_bootstrap: resamples.
+        seed: of the draws.
+        at_once: about how many counts come at a time; more where much is done with each.
+    """
+    if num_clusters * num_bootstrap > _MOST_KEPT:
+        for counts in _draw(num_clusters, num_bootstrap, seed):
+            yield counts.astype(float)
+        return
+    kept = _kept_draws(num_clusters, num_bootstrap, seed)
+    step = max(1, at_once // num_clusters)
+    for start in range(0, num_bootstrap, step):
+        yield kept[start : start + step].astype(float)
+
+
+def resampled_sums(table: NDArray[np.float64], num_bootstrap: int, seed: int) -> NDArray[np.float64]:
+    """What each resample's clusters add up to, (num_bootstrap, columns), from a table (clusters, columns)."""
+    # Products with wide tables cost less the more rows they have; with narrow ones the counts should stay in the cache.
+    at_once = _TABLE if table.shape[1] <= _NARROW else 25 * _TABLE
+    return np.concatenate([counts @ table for counts in drawn_counts(len(table), num_bootstrap, seed, at_once)])
+
+
+@lru_cache(maxsize=_DRAWS_KEPT)
+def _kept_draws(num_clusters: int, num_bootstrap: int, seed: int) -> NDArray[np.uint8]:
+    # A byte holds every count: of n clusters one is drawn n times at most, and 256 times with a chance under 1 / 256!.
+    parts = [counts.astype(np.uint8) for counts in _draw(num_clusters, num_bootstrap, seed)]
+    kept = np.concatenate(parts) if parts else np.zeros((0, num_clusters), np.uint8)
+    kept.flags.writeable = False
+    return kept
+
+
+def _draw(num_clusters: int, num_bootstrap: int, seed: int) -> Iterator[NDArray[np.intp]]:
     generator = np.random.default_rng(seed)
     step = max(1, _TABLE // num_clusters)
     for start in range(0, num_bootstrap, step):
         rows = min(step, num_bootstrap - start)
         offsets = np.arange(0, rows * num_clusters, num_clusters)[:, None]
         drawn = generator.integers(0, num_clusters, (rows, num_clusters)) + offsets
-        counts = np.bincount(drawn.ravel(), minlength=rows * num_clusters)
-        yield counts.reshape(rows, num_clusters).astype(float)
-
-
-def _resample(table: NDArray[np.float64], num_bootstrap: int, seed: int) -> NDArray[np.float64]:
-    """The column sums of rows drawn with replacement, (num_bootstrap, columns)."""
-    return np.concatenate([counts @ table for counts in drawn_counts(len(table), num_bootstrap, seed)])
+        yield np.bincount(drawn.ravel(), minlength=rows * num_clusters).reshape(rows, num_clusters)

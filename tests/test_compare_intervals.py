@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlhf.intervals import Interval, mean_interval
+from rlhf.intervals import Interval, cluster_index, drawn_counts, mean_interval, mean_intervals
 
 # Student's t at 97.5% with one and two degrees of freedom, from a printed table.
 T_1, T_2 = 12.706, 4.303
@@ -138,8 +138,61 @@ def test_more_confidence_is_wider(values: list[float]) -> None:
         assert wide.low <= narrow.low + 1e-9 and narrow.high <= wide.high + 1e-9  # type: ignore[operator]
 
 
+def _drawn_plainly(num_clusters: int, num_bootstrap: int, seed: int) -> np.ndarray:
+    """How often each resample draws each cluster, all at once."""
+    drawn = np.random.default_rng(seed).integers(0, num_clusters, (num_bootstrap, num_clusters))
+    return np.stack([np.bincount(row, minlength=num_clusters) for row in drawn])
+
+
+@pytest.mark.parametrize("num_clusters", [1, 7, 50, 3000])
+@pytest.mark.parametrize("most_kept", [0, 10**9])
+def test_draws_are_the_same_kept_or_not(num_clusters: int, most_kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf.intervals._MOST_KEPT", most_kept)
+    plain = _drawn_plainly(num_clusters, 101, seed=5)
+    for at_once in (10, 500, 10**6):
+        counts = np.concatenate(list(drawn_counts(num_clusters, 101, 5, at_once)))
+        assert counts.dtype == float and (counts == plain).all()
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, None)])
+def test_kept_draws_change_no_digit(bounds: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).random(2000)
+    kept = [mean_interval(values + 0 * again, bounds=bounds, num_bootstrap=301) for again in range(2)]
+    monkeypatch.setattr("rlhf.intervals._MOST_KEPT", 0)
+    anew = mean_interval(values, bounds=bounds, num_bootstrap=301)
+    for one in kept:
+        assert (one.low, one.high) == pytest.approx((anew.low, anew.high), abs=1e-12)
+
+
 def test_many_clusters_are_resampled_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(3).random(50)
     whole = mean_interval(values, num_bootstrap=301)
     monkeypatch.setattr("rlhf.intervals._TABLE", 50 * 7)  # seven resamples at a time, one left over
+    monkeypatch.setattr("rlhf.intervals._MOST_KEPT", 0)
     assert mean_interval(values, num_bootstrap=301) == whole
+
+
+@pytest.mark.parametrize("num_clusters", [1, 3, 7, 40])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (None, None), (0.0, None)])
+@pytest.mark.parametrize("rows_each", [1, 3])
+def test_many_means_at_once_are_those_one_by_one(num_clusters: int, bounds: tuple, rows_each: int) -> None:
+    generator = np.random.default_rng(num_clusters)
+    clusters = generator.permutation(np.repeat(np.arange(num_clusters), rows_each)).tolist()
+    n = len(clusters)
+    values = np.stack([generator.random(n), (generator.random(n) < 0.9).astype(float), np.full(n, 0.25)])
+    together = mean_intervals(values, clusters, bounds, num_bootstrap=300, seed=4)
+    for row, one in zip(values, together, strict=True):
+        alone = mean_interval(row, clusters, bounds, num_bootstrap=300, seed=4)
+        assert (one.mean, one.n) == (alone.mean, alone.n)
+        assert (one.low is None, one.high is None) == (alone.low is None, alone.high is None)
+        for end, other in ((one.low, alone.low), (one.high, alone.high)):
+            assert end is None or end == pytest.approx(other, abs=1e-12)
+
+
+def test_no_means_have_no_intervals() -> None:
+    assert mean_intervals(np.zeros((0, 5))) == []
+
+
+def test_clusters_are_numbered_in_the_order_of_their_first() -> None:
+    assert cluster_index(["q", "p", "q", "r"]).tolist() == [0, 1, 0, 2]
+    assert cluster_index(["q", "p"]).tolist() == [0, 1]

@@ -12,6 +12,7 @@ from rlhf.compare.judge_agreement import (
     FIRST,
     SECOND,
     TIE,
+    _resampled,
     agreements,
     cohens_kappa,
     combine_orders,
@@ -295,3 +296,11 @@ def test_both_orders_need_the_same_pairs(function) -> None:
 def test_verdicts_of_an_order_are_checked() -> None:
     with pytest.raises(ValueError, match="the verdicts in the second: verdicts must be from 0 to 1"):
         position_bias([1.0], [-1.0])
+
+
+@pytest.mark.parametrize("most", [2, 300])  # the second is too much for a row to be the digits of one number
+def test_kinds_of_prompts_are_drawn_in_the_same_order_however_sorted(most: int) -> None:
+    tables = np.random.default_rng(0).integers(0, most, (40, 9)).astype(float)
+    kinds, counts = np.unique(tables, axis=0, return_counts=True)
+    drawn = np.random.default_rng(3).multinomial(40, counts / 40, size=50)
+    assert (_resampled(tables, Bootstrap(num_bootstrap=50, seed=3)) == drawn @ kinds).all()

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from rlhf.compare.length_control import ControlledRate, count_markdown, length_controlled, style_controlled
+from rlhf.compare.length_control import (
+    ControlledRate,
+    controlled_rates,
+    count_markdown,
+    length_controlled,
+    length_question,
+    mean_markdown,
+    style_controlled,
+)
+from rlhf.compare.refits import Regression
 from rlhf.compare.statistics import Bootstrap
 from rlhf.intervals import Interval, mean_interval
 from tests.interval_cases import holds
@@ -144,6 +153,56 @@ def test_copies_within_a_prompt_are_no_evidence() -> None:
     assert copied.controlled.high == pytest.approx(once.controlled.high, abs=0.005)
 
 
+def _ends(result: ControlledRate) -> np.ndarray:
+    return np.array([[one.low, one.high] for one in (result.controlled, *result.coefficients.values())])
+
+
+@pytest.mark.parametrize(("num_prompts", "off"), [(200, 1e-3), (2000, 1e-4)])
+@pytest.mark.parametrize("theta", [0.3, 2.5])
+def test_ends_are_those_of_full_refits(
+    num_prompts: int, off: float, theta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newton's step and its corrections in place of a fit to each resample: close, for even pairs and lopsided ones."""
+    bootstrap = Bootstrap(num_bootstrap=1000)
+    length = (*_study(num_prompts, 30, theta, per_deviation=0.5), bootstrap)
+    style = (*_planted_headings(num_prompts, 31, theta, 0.5), bootstrap)
+    near = [length_controlled(*length), style_controlled(*style)]
+    monkeypatch.setattr("rlhf.compare.refits._MOST_OFF", -1.0)  # every resample is fitted to all its prompts
+    full = [length_controlled(*length), style_controlled(*style)]
+    for one, other in zip(near, full, strict=True):
+        assert one.controlled.mean == other.controlled.mean
+        assert np.abs(_ends(one) - _ends(other)).max() < off
+
+
+def test_many_questions_at_once_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are summed together, and with difficulty, which only some have."""
+    studies = [_study(150, seed, theta=0.3, per_deviation=0.5) for seed in range(5)]
+    hard = np.random.default_rng(1).normal(3, 7, 150)
+    questions = [length_question(*one) for one in studies] + [length_question(*studies[0], difficulty=hard)]
+    alone = [controlled_rates([one], QUICK)[0] for one in questions]
+    for most in (1, 10**9):
+        monkeypatch.setattr("rlhf.compare.refits._MOST_SUMMED", most)
+        for one, other in zip(controlled_rates(questions, QUICK), alone, strict=True):
+            assert list(one.coefficients) == list(other.coefficients)
+            assert one.controlled.mean == other.controlled.mean and one.longer == other.longer
+            assert _ends(one) == pytest.approx(_ends(other), abs=1e-9)
+            assert (one.raw.low, one.raw.high) == pytest.approx((other.raw.low, other.raw.high), abs=1e-12)
+    assert controlled_rates([], QUICK) == []
+
+
+def test_large_studies_need_no_full_refits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that ten policies on ten thousand prompts take seconds."""
+    fits, fit = [], Regression.fit
+
+    def counted(self: Regression, weights: np.ndarray, *start: np.ndarray) -> np.ndarray:
+        fits.append(len(weights))
+        return fit(self, weights, *start)
+
+    monkeypatch.setattr(Regression, "fit", counted)
+    length_controlled(*_study(10_000, 32, per_deviation=0.5), QUICK)
+    assert sum(fits) < 10  # two of the whole sample, and few resamples out of 300
+
+
 def test_one_prompt_says_nothing() -> None:
     result = length_controlled([1.0], [30], [20], QUICK)
     assert (result.controlled.low, result.controlled.high, result.controlled.n) == (0, 1, 1)
@@ -181,6 +240,15 @@ def test_markdown_by_hand() -> None:
     )
     assert count_markdown(text) == {"headings": 3, "bold": 3, "list items": 5}
     assert count_markdown("") == {"headings": 0, "bold": 0, "list items": 0}
+
+
+def test_markdown_is_averaged_over_a_prompts_responses() -> None:
+    counted = mean_markdown([["# One\n- a", "- b\n- c"], ["**bold**", ""]])
+    assert {name: values.tolist() for name, values in counted.items()} == {
+        "headings": [0.5, 0.0],
+        "bold": [0.0, 0.5],
+        "list items": [1.5, 0.0],
+    }
 
 
 def _styled(num_prompts: int, seed: int) -> tuple[list[list[str]], list[list[str]], np.ndarray, np.ndarray]:

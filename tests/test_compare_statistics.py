@@ -106,3 +106,12 @@ def test_wins_and_ties_agree_with_counting(scores: np.ndarray) -> None:
 @given(SCORES, st.permutations(range(3)))
 def test_the_order_of_policies_does_not_matter(scores: np.ndarray, order: list[int]) -> None:
     assert np.array_equal(win_matrix(scores[order]), win_matrix(scores)[np.ix_(order, order)])
+
+
+def test_many_intervals_at_once_are_those_one_by_one() -> None:
+    values = np.random.default_rng(0).random((3, 30))
+    bootstrap = Bootstrap([at // 2 for at in range(30)], num_bootstrap=200)
+    for row, one in zip(values, bootstrap.intervals(values, (0.0, 1.0)), strict=True):
+        alone = bootstrap.interval(row, (0.0, 1.0))
+        assert (one.mean, one.n) == (alone.mean, 15)
+        assert (one.low, one.high) == pytest.approx((alone.low, alone.high), abs=1e-12)

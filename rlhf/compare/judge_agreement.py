@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, stdtrit
 from scipy.stats import binomtest
 
+from rlhf.compare.scale import cluster_numbers
 from rlhf.compare.statistics import Bootstrap
 from rlhf.intervals import Interval
 
@@ -114,15 +115,17 @@ def agreements(
         raise ValueError(f"not as many pairs everywhere: {', '.join(f'{name} {n}' for name, n in lengths.items())}")
     for name, values in arrays.items():
         _check_range(name, values)
+    bootstrap = _numbered(bootstrap)
+    labelled = {name: _numbers_of(labels) for name, labels in (slices or {}).items()}
     found = []
     for a, b in combinations(arrays, 2):
         comparison = _Comparison(a, b, arrays[a], arrays[b], bootstrap, either_order, most)
         seen = ~(np.isnan(arrays[a]) | np.isnan(arrays[b]))
         by_name = {}
-        for name, labels in (slices or {}).items():
-            ordered = dict.fromkeys(str(label) for label in labels)
-            of_label = np.array([str(label) for label in labels])
-            by_name[name] = {label: comparison.of(np.flatnonzero(seen & (of_label == label))) for label in ordered}
+        for name, (labels, numbers) in labelled.items():
+            by_name[name] = {
+                label: comparison.of(np.flatnonzero(seen & (numbers == at))) for at, label in enumerate(labels)
+            }
         found.append(replace(comparison.of(np.flatnonzero(seen)), slices=by_name))
     return found
 
@@ -141,14 +144,11 @@ def cohens_kappa(
     one, other = sides(a), sides(b)
     if not one.size:
         return None, "no pair that both judged"
-    clusters = range(len(one)) if bootstrap.clusters is None else bootstrap.clusters
-    numbers: dict[Hashable, int] = {}
-    cluster = np.array([numbers.setdefault(name, len(numbers)) for name in clusters])
-    n = len(numbers)
-    tables = np.zeros((n, 3, 3))
-    np.add.at(tables, (cluster, one, other), 1.0)
+    cluster = cluster_numbers(bootstrap.clusters, len(one))
+    n = int(cluster.max()) + 1
+    tables = _tables(cluster, one, other, n)
     if either_order:
-        np.add.at(tables, (cluster, 2 - one, 2 - other), 1.0)
+        tables += _tables(cluster, 2 - one, 2 - other, n)
     kappa = float(_kappa(tables.sum(0)))
     if np.isnan(kappa):
         return None, "no variation: both judges give every pair the same verdict, so agreement by chance is certain"
@@ -268,10 +268,30 @@ def _check_range(name: str, values: Floats) -> None:
         raise ValueError(f"{name}: verdicts must be from 0 to 1, or NaN where there is none")
 
 
+def _numbered(bootstrap: Bootstrap) -> Bootstrap:
+    """The same bootstrap with numbers for names of clusters, which an array can hold."""
+    if bootstrap.clusters is None:
+        return bootstrap
+    return replace(bootstrap, clusters=cluster_numbers(bootstrap.clusters, len(bootstrap.clusters)).tolist())
+
+
+def _numbers_of(labels: Sequence[Hashable]) -> tuple[list[str], Ints]:
+    """The labels, each once, and the number of each row's, (rows,)."""
+    texts = [str(label) for label in labels]
+    numbers = {text: at for at, text in enumerate(dict.fromkeys(texts))}
+    return list(numbers), np.array([numbers[text] for text in texts], dtype=np.int64)
+
+
 def _within(bootstrap: Bootstrap, rows: Ints) -> Bootstrap:
     """The same bootstrap for some of the rows."""
     clusters = bootstrap.clusters
-    return bootstrap if clusters is None else replace(bootstrap, clusters=[clusters[row] for row in rows])
+    return bootstrap if clusters is None else replace(bootstrap, clusters=[clusters[row] for row in rows.tolist()])
+
+
+def _tables(cluster: NDArray[np.intp], one: Ints, other: Ints, num_clusters: int) -> Floats:
+    """How often each cluster has each two verdicts, (clusters, 3, 3)."""
+    cells = np.bincount(9 * cluster + 3 * one + other, minlength=9 * num_clusters)
+    return cells.reshape(num_clusters, 3, 3).astype(float)
 
 
 def _kappa(tables: Floats) -> Floats:
@@ -289,7 +309,13 @@ def _resampled(tables: Floats, bootstrap: Bootstrap) -> Floats:
     Clusters with the same table are drawn as one: how often each kind comes is multinomial, which is the
     same draw and takes no longer for ten thousand prompts than for ten.
     """
-    kinds, counts = np.unique(tables, axis=0, return_counts=True)
+    # Rows as digits of one number: sorted many times as fast, in the same order.
+    digits = (tables.max() + 1) ** np.arange(tables.shape[1])[::-1]
+    if digits[0] * (tables.max() + 1) < 2**53:
+        _, first, counts = np.unique(tables @ digits, return_index=True, return_counts=True)
+        kinds = tables[first]
+    else:
+        kinds, counts = np.unique(tables, axis=0, return_counts=True)
     generator = np.random.default_rng(bootstrap.seed)
     drawn = generator.multinomial(len(tables), counts / len(tables), size=bootstrap.num_bootstrap)
     return drawn.astype(float) @ kinds

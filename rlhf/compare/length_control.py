@@ -8,15 +8,14 @@ the responses do not differ in style.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
-from rlhf.compare.scale import around, cluster_numbers, fit_logistic, percentile_ends
+from rlhf.compare.refits import Regression, refitted
+from rlhf.compare.scale import around, cluster_numbers, percentile_ends
 from rlhf.compare.statistics import Bootstrap
-from rlhf.intervals import Interval, drawn_counts
+from rlhf.intervals import Interval
 
 LENGTH = "length"
 DIFFICULTY = "difficulty"
@@ -57,6 +56,25 @@ class ControlledRate:
     longer: float
 
 
+@dataclass(frozen=True)
+class Question:
+    """How often a policy would win at equal style, ready to be fitted.
+
+    Args:
+        wins: (prompts,), how often a beats b.
+        style: by term, how much more of it a's response has, in the units of its coefficient, (prompts,).
+        longer: see `ControlledRate`.
+        ridge: penalty on all terms but the policies' own.
+        difficulty: (prompts,), where it is known.
+    """
+
+    wins: Array
+    style: Mapping[str, Array]
+    longer: float
+    ridge: float
+    difficulty: Array | None = None
+
+
 def length_controlled(
     wins: ArrayLike,
     a_lengths: ArrayLike,
@@ -88,11 +106,22 @@ def length_controlled(
 
     Raises ValueError for arrays of unlike length, and for wins or lengths that are none.
     """
+    return controlled_rates([length_question(wins, a_lengths, b_lengths, difficulty, ridge)], bootstrap)[0]
+
+
+def length_question(
+    wins: ArrayLike,
+    a_lengths: ArrayLike,
+    b_lengths: ArrayLike,
+    difficulty: ArrayLike | None = None,
+    ridge: float = RIDGE,
+) -> Question:
+    """What `length_controlled` asks, for `controlled_rates`."""
     wins, a, b = _checked_wins(wins), _by_prompt(a_lengths), _by_prompt(b_lengths)
     if not len(a) == len(b) == len(wins):
         raise ValueError(f"{len(a)} and {len(b)} lengths for {len(wins)} wins")
     terms = {LENGTH: np.tanh(_in_deviations(a - b))}
-    return _controlled(wins, terms, _longer(a, b), bootstrap, difficulty, ridge)
+    return Question(wins, terms, _longer(a, b), ridge, _checked_difficulty(difficulty, len(wins)))
 
 
 def style_controlled(
@@ -117,13 +146,24 @@ def style_controlled(
 
     Raises ValueError as `length_controlled`.
     """
+    a, b = texts
+    return controlled_rates([style_question(wins, (mean_markdown(a), mean_markdown(b)), lengths, ridge)], bootstrap)[0]
+
+
+def style_question(
+    wins: ArrayLike,
+    markdown: tuple[Mapping[str, Array], Mapping[str, Array]],
+    lengths: tuple[ArrayLike, ArrayLike],
+    ridge: float = RIDGE,
+) -> Question:
+    """What `style_controlled` asks, for `controlled_rates`; of a's and b's texts only `mean_markdown` is needed."""
     wins = _checked_wins(wins)
-    a, b = ({LENGTH: _by_prompt(one)} | _style(its) for one, its in zip(lengths, texts, strict=True))
+    a, b = ({LENGTH: _by_prompt(one)} | dict(its) for one, its in zip(lengths, markdown, strict=True))
     sizes = {len(values) for counts in (a, b) for values in counts.values()}
     if sizes != {len(wins)}:
         raise ValueError(f"texts and lengths of {sorted(sizes)} prompts for {len(wins)} wins")
     terms = {name: _in_deviations((a[name] - b[name]) / (a[name] + b[name] + 1)) for name in a}
-    return _controlled(wins, terms, _longer(a[LENGTH], b[LENGTH]), bootstrap, None, ridge)
+    return Question(wins, terms, _longer(a[LENGTH], b[LENGTH]), ridge)
 
 
 def count_markdown(text: str) -> dict[str, int]:
@@ -132,10 +172,11 @@ def count_markdown(text: str) -> dict[str, int]:
     return {name: len(pattern.findall(outside)) for name, pattern in _MARKDOWN.items()}
 
 
-def _style(texts: Sequence[Sequence[str]]) -> dict[str, Array]:
-    """Each count's mean over a prompt's responses, by feature."""
-    counts = [[count_markdown(text) for text in row] for row in texts]
-    return {name: np.array([fmean(one[name] for one in row) for row in counts]) for name in _MARKDOWN}
+def mean_markdown(texts: Sequence[Sequence[str]]) -> dict[str, Array]:
+    """What `count_markdown` counts, by feature: the mean over each prompt's responses, (prompts,)."""
+    counts = [[tuple(count_markdown(text).values()) for text in row] for row in texts]
+    means = [[sum(each) / len(row) for each in zip(*row, strict=True)] for row in counts]
+    return dict(zip(_MARKDOWN, np.array(means).T, strict=True))
 
 
 def _checked_wins(wins: ArrayLike) -> Array:
@@ -162,76 +203,48 @@ def _longer(a: Array, b: Array) -> float:
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
-def _controlled(
-    wins: Array,
-    style: Mapping[str, Array],
-    longer: float,
-    bootstrap: Bootstrap,
-    difficulty: ArrayLike | None,
-    ridge: float,
-) -> ControlledRate:
-    raw = bootstrap.interval(wins, (0.0, 1.0))
-    names, columns = list(style), [np.ones(len(wins)), *style.values()]
-    if difficulty is not None:
-        hard = np.asarray(difficulty, dtype=float)
-        if hard.shape != wins.shape or not np.isfinite(hard).all():
-            raise ValueError(f"difficulty of the shape {hard.shape} for {len(wins)} prompts; one finite number each")
-        names.append(DIFFICULTY)
-        columns.append(_in_deviations(hard - hard.mean()))
-    regression = _Regression(np.column_stack(columns), wins, len(style), ridge)
-    once = np.ones((1, len(wins)))
+def _checked_difficulty(difficulty: ArrayLike | None, num_prompts: int) -> Array | None:
+    """In standard deviations from its mean."""
+    if difficulty is None:
+        return None
+    hard = np.asarray(difficulty, dtype=float)
+    if hard.shape != (num_prompts,) or not np.isfinite(hard).all():
+        raise ValueError(f"difficulty of the shape {hard.shape} for {num_prompts} prompts; one finite number each")
+    return _in_deviations(hard - hard.mean())
+
+
+def controlled_rates(questions: Sequence[Question], bootstrap: Bootstrap) -> list[ControlledRate]:
+    """What each question asks, all resampled together, which is many times as fast as one by one.
+
+    Args:
+        questions: on the same prompts.
+        bootstrap: how intervals are made.
+    """
+    if not questions:
+        return []
+    raws = bootstrap.intervals(np.stack([one.wins for one in questions]), (0.0, 1.0))
+    clusters = cluster_numbers(bootstrap.clusters, len(questions[0].wins))
+    regressions = [_regression(one) for one in questions]
+    ends = [np.column_stack([[0.0, 1.0], np.full((2, one.num_terms - 1), np.nan)]) for one in regressions]
+    if raws[0].n > 1:
+        ends = [percentile_ends(one, raws[0].n, bootstrap) for one in refitted(regressions, clusters, bootstrap)]
+    return [_controlled(*each) for each in zip(questions, raws, regressions, ends, strict=True)]
+
+
+def _regression(question: Question) -> Regression:
+    columns = [np.ones(len(question.wins)), *question.style.values()]
+    if question.difficulty is not None:
+        columns.append(question.difficulty)
+    penalty = np.append(_FLOOR, np.full(len(columns) - 1, max(question.ridge, _FLOOR)))
+    return Regression(np.column_stack(columns), question.wins, len(question.style), penalty)
+
+
+def _controlled(question: Question, raw: Interval, regression: Regression, ends: Array) -> ControlledRate:
+    once = np.ones((1, len(question.wins)))
     fitted = regression.fit(once)
-    rate, found = float(regression.rates(fitted, once)[0]), fitted[0, 1:]
-    clusters = cluster_numbers(bootstrap.clusters, len(wins))
-    n = int(clusters.max()) + 1
-    ends = np.column_stack([[0.0, 1.0], np.full((2, len(found)), np.nan)])
-    if n > 1:
-        ends = percentile_ends(_resampled(regression, clusters, n, bootstrap, fitted), n, bootstrap)
-    coefficients = {name: around(value, its, n) for name, value, its in zip(names, found, ends.T[1:], strict=True)}
-    return ControlledRate(raw, around(rate, ends[:, 0], n), coefficients, longer)
-
-
-def _resampled(
-    regression: "_Regression", clusters: NDArray[np.intp], n: int, bootstrap: Bootstrap, fitted: Array
-) -> Array:
-    """The controlled rate and the coefficients in each resample, (num_bootstrap, 1 + coefficients)."""
-    widened = regression.with_two_more()
-    sizes = np.append(np.ones(len(clusters)), np.full(2, len(clusters) / n))
-    rows = np.append(clusters, [n, n + 1])
-    parts = []
-    for counts in drawn_counts(n + 2, bootstrap.num_bootstrap, bootstrap.seed):
-        weights = counts[:, rows] * sizes  # (resamples, prompts and two more)
-        again = widened.fit(weights, fitted)
-        parts.append(np.column_stack([widened.rates(again, weights), again[:, 1:]]))
-    return np.concatenate(parts)
-
-
-@dataclass(frozen=True)
-class _Regression:
-    """`design`, (prompts, terms): ones, then `num_style` columns of style, then difficulty where it is known."""
-
-    design: Array
-    wins: Array
-    num_style: int
-    ridge: float
-
-    def fit(self, weights: Array, start: Array | None = None) -> Array:
-        """The coefficients, (fits, terms), for weights (fits, prompts)."""
-        penalty = np.append(_FLOOR, np.full(self.design.shape[1] - 1, max(self.ridge, _FLOOR)))
-        start = np.zeros((1, len(penalty))) if start is None else start
-        return fit_logistic(self.design, weights * self.wins, weights, penalty, start)
-
-    def rates(self, coefficients: Array, weights: Array) -> Array:
-        """The predicted win rate without differences in style, (fits,)."""
-        if self.design.shape[1] == 1 + self.num_style:  # the same on all prompts
-            return expit(coefficients[:, 0])
-        alike = self.design.copy()
-        alike[:, 1 : 1 + self.num_style] = 0
-        return (weights * expit(coefficients @ alike.T)).sum(1) / weights.sum(1)
-
-    def with_two_more(self) -> "_Regression":
-        """With two more prompts, lost and won, that have no difference in style and are neither hard nor easy."""
-        more = np.zeros((2, self.design.shape[1]))
-        more[:, 0] = 1
-        wins = np.append(self.wins, [0.0, 1.0])
-        return _Regression(np.concatenate([self.design, more]), wins, self.num_style, self.ridge)
+    rate, *coefficients = (
+        around(value, its, raw.n)
+        for value, its in zip([float(regression.rates(fitted, once)[0]), *fitted[0, 1:]], ends.T, strict=True)
+    )
+    names = [*question.style] if question.difficulty is None else [*question.style, DIFFICULTY]
+    return ControlledRate(raw, rate, dict(zip(names, coefficients, strict=True)), question.longer)

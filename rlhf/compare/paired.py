@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
-from rlhf.intervals import Interval
+from rlhf.intervals import Interval, cluster_index
 
 Outcomes = NDArray[np.float64]  # (prompts,)
 
@@ -63,8 +63,7 @@ def prompt_means(values: ArrayLike, clusters: Sequence[Hashable]) -> Outcomes:
     flat = np.asarray(values, dtype=float)
     if flat.shape != (len(clusters),):
         raise ValueError(f"{len(clusters)} clusters for values of shape {flat.shape}")
-    numbers: dict[Hashable, int] = {}
-    index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=int)
+    index = cluster_index(clusters)
     return np.bincount(index, flat) / np.bincount(index)
 
 

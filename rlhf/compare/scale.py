@@ -14,7 +14,7 @@ from scipy.special import expit, ndtr, softmax, stdtrit
 
 from rlhf.compare.statistics import Bootstrap
 from rlhf.errors import UserError
-from rlhf.intervals import Interval, drawn_counts
+from rlhf.intervals import Interval, cluster_index, resampled_sums
 
 POINTS = 400 / math.log(10)  # Elo points in a logit: 400 points are odds of ten to one
 PRIOR = 1.0
@@ -150,8 +150,15 @@ def cluster_numbers(clusters: Sequence[Hashable] | None, num_rows: int) -> NDArr
         return np.arange(num_rows)
     if len(clusters) != num_rows:
         raise ValueError(f"{len(clusters)} clusters for {num_rows} prompts")
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], dtype=np.intp)
+    return cluster_index(clusters)
+
+
+def cluster_sums(values: Array, clusters: NDArray[np.intp], num_clusters: int) -> Array:
+    """The sums of each cluster's rows, (clusters, columns), of values (rows, columns)."""
+    if len(clusters) == num_clusters and (clusters == np.arange(num_clusters)).all():
+        return values
+    columns = [np.bincount(clusters, column, num_clusters).astype(float) for column in values.T]
+    return np.stack(columns, 1)
 
 
 def percentile_ends(
@@ -191,8 +198,8 @@ def _by_cluster(num_policies: int, wins: Array, ties: Array | None, bootstrap: B
     if ties is not None:
         tables.append(np.where(met, np.asarray(ties, dtype=float)[np.triu_indices(num_policies, 1)].T, 0.0))
     clusters = cluster_numbers(bootstrap.clusters, len(won))
-    sums = np.zeros((int(clusters.max()) + 1, len(tables), won.shape[1]))
-    np.add.at(sums, clusters, np.stack(tables, 1))
+    sums = cluster_sums(np.concatenate(tables, 1), clusters, int(clusters.max()) + 1)
+    sums = sums.reshape(len(sums), len(tables), -1)
     return sums[sums[:, 1].any(1)]
 
 
@@ -202,20 +209,22 @@ def _resampled_ends(
     """The ends of the intervals of what `_fit` fits, (2, terms), not finite where nothing bounds it."""
     n, tables, pairs = sums.shape
     first, second = np.triu_indices(num_policies, 1)
-    orders = np.random.default_rng([bootstrap.seed, 1])
-    lows, highs = [], []
-    for counts in drawn_counts(n + 2, bootstrap.num_bootstrap, bootstrap.seed):
-        drawn = (counts[:, :n] @ sums.reshape(n, -1)).reshape(-1, tables, pairs).transpose(1, 0, 2)
-        places = orders.random((len(counts), num_policies))
-        ahead = places[:, first] > places[:, second]
-        drawn[0] += sizes * np.where(ahead, counts[:, [n]], counts[:, [n + 1]])
-        drawn[1] += sizes * counts[:, n:].sum(1, keepdims=True)
-        fitted = _fit(num_policies, _pairs(drawn), prior, best)
-        bounded = _bounded(num_policies, drawn[0], drawn[1])
-        for sided, ends, without in zip(bounded, (lows, highs), (-np.inf, np.inf), strict=True):
-            ends.append(fitted.copy())
-            ends[-1][:, : num_policies - 1][~sided] = without
-    low, high = (percentile_ends(np.concatenate(ends), n, bootstrap, "nearest") for ends in (lows, highs))
+    table = np.zeros((n + 2, tables * pairs + 2))  # the last two columns count the two more prompts
+    table[:n, :-2] = sums.reshape(n, -1)
+    table[n, -2] = table[n + 1, -1] = 1
+    totals = resampled_sums(table, bootstrap.num_bootstrap, bootstrap.seed)
+    drawn, ordered, reversed_ = totals[:, :-2], totals[:, [-2]], totals[:, [-1]]
+    drawn = drawn.reshape(-1, tables, pairs).transpose(1, 0, 2).copy()
+    places = np.random.default_rng([bootstrap.seed, 1]).random((len(totals), num_policies))
+    drawn[0] += sizes * np.where(places[:, first] > places[:, second], ordered, reversed_)
+    drawn[1] += sizes * (ordered + reversed_)
+    fitted = _fit(num_policies, _pairs(drawn), prior, best)
+    lows, highs = fitted, fitted.copy()
+    for sided, ends, without in zip(
+        _bounded(num_policies, drawn[0], drawn[1]), (lows, highs), (-np.inf, np.inf), strict=True
+    ):
+        ends[:, : num_policies - 1][~sided] = without
+    low, high = (percentile_ends(ends, n, bootstrap, "nearest") for ends in (lows, highs))
     return np.stack([low[0], high[1]])
 
 

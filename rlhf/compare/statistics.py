@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.intervals import Interval, mean_interval
+from rlhf.intervals import Interval, mean_interval, mean_intervals
 
 UNDECIDED = "undecided"
 _ROUNDING = 1e-9  # thirds and their like do not add up exactly to one half
@@ -30,10 +30,15 @@ class Bootstrap:
     def interval(self, values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> Interval:
         """The interval of the mean of `values`, (prompts,) or (prompts, responses)."""
         values = np.asarray(values, dtype=float)
-        clusters: Sequence[Hashable] = range(len(values)) if self.clusters is None else self.clusters
-        if values.ndim == 2:
-            clusters = [cluster for cluster in clusters for _ in range(values.shape[1])]
+        clusters = self.clusters
+        if values.ndim == 2 and values.shape[1] > 1:
+            each = range(len(values)) if clusters is None else clusters
+            clusters = [cluster for cluster in each for _ in range(values.shape[1])]
         return mean_interval(values, clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
+
+    def intervals(self, values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> list[Interval]:
+        """The intervals of the means of many columns at once, from `values` (means, prompts)."""
+        return mean_intervals(values, self.clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
 
 
 @dataclass(frozen=True)

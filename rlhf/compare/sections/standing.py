@@ -1,5 +1,6 @@
 """Where each policy stands before each judge: win rates, tests and their correction, length and style, one scale."""
 
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -8,7 +9,13 @@ from numpy.typing import NDArray
 
 from rlhf.compare.as_json import interval_numbers, plain
 from rlhf.compare.judges import label
-from rlhf.compare.length_control import ControlledRate, count_markdown, length_controlled, style_controlled
+from rlhf.compare.length_control import (
+    ControlledRate,
+    controlled_rates,
+    length_question,
+    mean_markdown,
+    style_question,
+)
 from rlhf.compare.paired import (
     benjamini_hochberg,
     decide_sentence,
@@ -34,13 +41,38 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
     """By judge: `win_rates`, `ties` (rows beat columns), `pairs` with tests and controlled rates, `scale` in logits."""
     if len(study.names) < 2:
         return None
-    return {"judges": {judge: _judge(study, judge, scores) for judge, scores in study.scores.items()}}
+    written = [_Written(one.lengths, mean_markdown(one.texts)) for one in study.answers]
+    return {"judges": {judge: _judge(study, written, scores) for judge, scores in study.scores.items()}}
 
 
-def _judge(study: Study, judge: str, scores: NDArray[np.float64]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Written:
+    """What is counted of a policy's responses: lengths (prompts, responses), and by feature markdown, (prompts,)."""
+
+    lengths: NDArray[np.float64]
+    markdown: dict[str, NDArray[np.float64]]
+
+    @property
+    def has_markdown(self) -> bool:
+        return any(counts.any() for counts in self.markdown.values())
+
+
+def _judge(study: Study, written: list[_Written], scores: NDArray[np.float64]) -> dict[str, Any]:
     wins = win_matrix(scores)  # (policies, policies, prompts)
     ties = np.array([[prompt_ties(a, b).mean() for b in scores] for a in scores])
-    pairs = [_pair(study, a, b, scores, wins[a, b]) for a, b in combinations(range(len(study.names)), 2)]
+    places = list(combinations(range(len(study.names)), 2))
+    pairs = [_tests(study, a, b, scores, wins[a, b]) for a, b in places]
+    by_length = [length_question(wins[a, b], written[a].lengths, written[b].lengths) for a, b in places]
+    for pair, rate in zip(pairs, controlled_rates(by_length, study.bootstrap), strict=True):
+        pair["length_controlled"] = _controlled(rate)
+    by_style = {}
+    for at, (a, b) in enumerate(places):
+        one, other = written[a], written[b]
+        if one.has_markdown or other.has_markdown:
+            lengths, markdown = (one.lengths, other.lengths), (one.markdown, other.markdown)
+            by_style[at] = style_question(wins[a, b], markdown, lengths)
+    for at, rate in zip(by_style, controlled_rates(list(by_style.values()), study.bootstrap), strict=True):
+        pairs[at]["style_controlled"] = _controlled(rate)
     tested = [pair["permutation"]["p_value"] for pair in pairs]
     for pair, strict, found in zip(pairs, holm(tested), benjamini_hochberg(tested), strict=True):
         pair |= {"holm": plain(strict), "benjamini_hochberg": plain(found)}
@@ -53,27 +85,23 @@ def _judge(study: Study, judge: str, scores: NDArray[np.float64]) -> dict[str, A
     }
 
 
-def _pair(study: Study, a: int, b: int, scores: NDArray[np.float64], wins: NDArray[np.float64]) -> dict[str, Any]:
+def _tests(study: Study, a: int, b: int, scores: NDArray[np.float64], wins: NDArray[np.float64]) -> dict[str, Any]:
+    """A pair's tests, with room for its controlled rates."""
     clusters = study.bootstrap.clusters
     if clusters is None:
         clusters = range(len(wins))
     outcomes, first, second = (prompt_means(row, clusters) for row in (wins, scores[a].mean(1), scores[b].mean(1)))
     sign, permutation = sign_test(outcomes), permutation_test(outcomes, seed=study.bootstrap.seed)
-    lengths = (study.answers[a].lengths, study.answers[b].lengths)
-    texts = (study.answers[a].texts, study.answers[b].texts)
-    numbers: dict[str, Any] = {
+    return {
         "a": study.names[a],
         "b": study.names[b],
         "sign": {"wins": sign.wins, "losses": sign.losses, "ties": sign.ties, "p_value": plain(sign.p_value)},
         "permutation": {"p_value": plain(permutation.p_value), "exact": permutation.exact},
         "paired_t": {"p_value": plain(paired_t_test(first, second).p_value)},
-        "length_controlled": _controlled(length_controlled(wins, *lengths, study.bootstrap)),
+        "length_controlled": None,
         "style_controlled": None,
         "more_prompts": prompts_to_decide(outcomes, study.bootstrap.confidence),
     }
-    if any(any(count_markdown(text).values()) for one in texts for row in one for text in row):
-        numbers["style_controlled"] = _controlled(style_controlled(wins, texts, lengths, study.bootstrap))
-    return numbers
 
 
 def _controlled(rate: ControlledRate) -> dict[str, Any]:
