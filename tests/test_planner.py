@@ -1,0 +1,213 @@
+"""rlhf plan: what it counts against sums by hand and against real passes, what it chooses, what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig
+
+from rlhf import cli
+from rlhf.planner.dry_run import LiveBytes, dry_passes, placed, shapes_only, without_data
+from rlhf.planner.memory import GIB, account
+from rlhf.planner.options import PlanOptions, Setting
+from rlhf.planner.search import search, settings
+from rlhf.planner.stages import Stage
+from tests import stages
+
+HIDDEN, INNER, LAYERS, VOCABULARY, HEADS = 64, 96, 3, 500, 4
+# Embedding (tied with the head), and a layer: four square projections, three of the feed-forward, two norms.
+LAYER = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER + 2 * HIDDEN
+TRUNK = VOCABULARY * HIDDEN + LAYERS * LAYER + HIDDEN
+
+
+@pytest.fixture(scope="session")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Llama's config and nothing else: a plan needs no weights."""
+    folder = tmp_path_factory.mktemp("shape")
+    LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        tie_word_embeddings=True,
+        max_position_embeddings=256,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _stage(verb: str, shape: Path, options: PlanOptions, **values: Any) -> Stage:
+    files = {"ppo": {"prompts": "p.jsonl", "reward": ["tests.ppo_cases:count_e_in_texts"]}}
+    files |= {"sft": {"demonstrations": "d.jsonl"}}
+    given = files.get(verb, {"preferences": "p.jsonl"})
+    plain = {"bf16": False, "gradient_checkpointing": False, "per_device_train_batch_size": 4}
+    plain |= {"max_new_tokens": 8, "max_prompt_length": 24} if verb == "ppo" else {"max_length": 32}
+    if verb == "ppo":
+        plain["num_mini_batches"] = 1
+    return Stage(
+        verb, stages.config(verb, model_name_or_path=shape, output_dir="run", **given, **(plain | values)), options
+    )
+
+
+def _sums(stage: Stage, setting: Setting, options: PlanOptions, phase: str) -> dict[tuple[str, str], int]:
+    found = account(stage, setting, options)
+    moment = next(moment for moment in found.moments if moment.phase == phase)
+    return {(part.model, part.kind): part.bytes for part in moment.parts}
+
+
+def test_live_bytes_of_a_pass_by_hand() -> None:
+    """A layer of 8 x 16 on 4 rows keeps its input (there before) and makes 4 x 16 floats, and their sum."""
+    with shapes_only():
+        layer = nn.Linear(8, 16, bias=False)
+    with without_data():
+        placed(layer)
+        rows = torch.zeros(4, 8)
+        passes = dry_passes(lambda: layer(rows).sum(), layer, {16})
+    assert passes.alone.logits >= 4 * 16 * 4
+    assert passes.end.gradients == 8 * 16 * 4
+
+
+def test_weights_are_counted_without_loading_any(shape: Path) -> None:
+    (policy,) = _stage("sft", shape, PlanOptions(gpus=1)).held
+    assert (policy.count.total, policy.count.trained) == (TRUNK, TRUNK)
+    (model,) = _stage("reward", shape, PlanOptions(gpus=1)).held
+    assert model.count.total == TRUNK + HIDDEN  # the score's row
+
+
+def test_lora_trains_rank_times_both_sides(shape: Path) -> None:
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
+    (policy,) = _stage("sft", shape, PlanOptions(gpus=1), **lora).held
+    assert policy.count.trained == LAYERS * 2 * 4 * (HIDDEN + HIDDEN)
+    assert policy.count.total == TRUNK + policy.count.trained
+
+
+@pytest.mark.parametrize(
+    ("zero", "parameters", "gradients", "optimizer"),
+    [(0, 4, 4, 8), (1, 4, 4, 12 / 8), (2, 4, 4 / 8, 12 / 8), (3, 4 / 8, 4 / 8, 12 / 8)],
+)
+def test_zero_shares_what_it_says(
+    shape: Path, zero: int, parameters: float, gradients: float, optimizer: float
+) -> None:
+    """Bytes of a float32 weight on one of 8 ranks; DeepSpeed's optimizer keeps a copy of the weights too."""
+    options = PlanOptions(gpus=8)
+    sums = _sums(_stage("sft", shape, options), Setting(zero=zero, micro_batch=1), options, "step")
+    assert sums["policy", "parameters"] == round(TRUNK * parameters)
+    assert sums["policy", "gradients"] == round(TRUNK * gradients)
+    assert sums["policy", "optimizer"] == round(TRUNK * optimizer)
+
+
+@pytest.mark.parametrize("verb", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_dry_run_is_the_real_run(shape: Path, verb: str, checkpointing: bool) -> None:
+    """The same passes on tensors with data: the bytes alive at the worst moment are the same."""
+    options = PlanOptions(gpus=0)
+    stage = _stage(verb, shape, options)
+    setting = Setting(checkpointing=checkpointing, micro_batch=4 if verb != "ppo" else 128)
+    dry = stage.update(setting)
+    real = _real_passes(stage, setting)
+    assert dry.alone.working == pytest.approx(real.alone.working, rel=0.03)
+    assert dry.mixed.working + dry.mixed.gradients == pytest.approx(real.mixed.working + real.mixed.gradients, rel=0.03)
+
+
+def _real_passes(stage: Stage, setting: Setting) -> LiveBytes:
+    from rlhf.planner.stages import as_on_device
+
+    with as_on_device(False, VOCABULARY):
+        module, loss = stage.build(stage.config, setting)
+        live = LiveBytes(stage.widths())
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(live.keep_as_gradient)
+        with live:
+            loss().backward()
+    return live
+
+
+def test_the_order_goes_from_cheap_to_dear(shape: Path) -> None:
+    options = PlanOptions(gpus=2)
+    stage = _stage("sft", shape, options, per_device_train_batch_size=2)
+    order = list(settings(stage, options))
+    assert order[0] == Setting(0, "none", False, 2, 1)
+    assert [each.zero for each in order[:8]] == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert [each.checkpointing for each in order[:8]] == [False] * 4 + [True] * 4
+    assert order[8].offload == "optimizer"
+    assert order[-1] == Setting(3, "params", True, 1, 2)  # the global batch stays
+
+
+def test_the_first_that_fits_is_chosen_and_no_memory_is_too_small_to_say_so(shape: Path) -> None:
+    options = PlanOptions(gpus=0)
+    stage = _stage("sft", shape, options)
+    whole = account(stage, stage.start(), options).peak
+    found = search(stage, options, 2 * whole / GIB)
+    assert found.fits
+    assert found.chosen.setting == stage.start()
+    tight = search(stage, options, 1.1 * whole / GIB)  # 10% stay free: over by a hair
+    assert tight.fits
+    assert tight.chosen.setting.checkpointing
+    assert not search(stage, options, whole / GIB / 100).fits
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "name the training that is to be planned"),
+        (["sample"], "`sample` trains nothing"),
+        (["sft", "--model_name_or_path", "no/such/model"], "no such model folder"),
+        (["sft"], "model_name_or_path: is not set"),
+        (["sft", "--zero", "4"], "zero: `4` is not one of 0, 1, 2, 3, auto"),
+        (["sft", "--offload", "all"], "offload: `all` is not one of"),
+        (["sft", "--gpus", "-1"], "gpus: -1 is below 0"),
+        (["sft", "--nodes", "0"], "nodes: 0 is not above 0"),
+        (["sft", "--price", "-1"], "price: -1.0 is below 0"),
+        (["sft", "--config"], "--config: needs the path"),
+        (["sft", "--gpu_memry", "3"], "unknown flag `--gpu_memry`"),
+    ],
+)
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    machine = [] if not argv or argv[0] == "sample" else ["--gpu_memory", "8"]
+    assert message in _fails(capsys, "plan", *argv[:1], *machine, *argv[1:])
+
+
+def test_no_gpu_and_no_memory_given(capsys: pytest.CaptureFixture[str], shape: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here, whose memory is taken")
+    error = _fails(capsys, "plan", "sft", "--model_name_or_path", str(shape))
+    assert "gpu_memory: is not given and there is no GPU here" in error
+
+
+def test_what_does_not_fit_is_an_error_with_its_mends(capsys: pytest.CaptureFixture[str], shape: Path) -> None:
+    error = _fails(capsys, "plan", "sft", "--model_name_or_path", str(shape), "--gpu_memory", "0.001")
+    assert "sft at 256 tokens does not fit" in error
+    assert "LoRA (--use_peft true)" in error
+
+
+def test_json_and_files(capsys: pytest.CaptureFixture[str], shape: Path, tmp_path: Path) -> None:
+    argv = ["plan", "sft", "--model_name_or_path", str(shape), "--gpus", "8", "--zero", "2", "--gpu_memory", "8"]
+    more = ["--examples", "100", "--tokens_per_second", "10", "--price", "2", "--max_length", "64"]
+    cli.main([*argv, *more, "--json", "true", "--output", str(tmp_path / "plan")])
+    told = json.loads(capsys.readouterr().out)
+    assert told["fits"]
+    assert told["chosen"]["setting"]["zero"] == 2
+    assert told["duration"]["tokens"] == 100 * 64
+    # 6,400 tokens at 10 a second and GPU: 640 GPU-seconds, over 8 GPUs 80 seconds.
+    assert told["duration"]["gpu_hours"] == pytest.approx(640 / 3600)
+    assert told["duration"]["hours"] == pytest.approx(80 / 3600)
+    assert told["duration"]["cost"] == pytest.approx(2 * 640 / 3600)
+    deepspeed = json.loads((tmp_path / "plan" / "deepspeed.json").read_text())
+    assert deepspeed["zero_optimization"] == {"stage": 2, "reduce_bucket_size": TRUNK}
+    flags = (tmp_path / "plan" / "flags.txt").read_text()
+    assert "--per_device_train_batch_size 8" in flags
+    assert f"--deepspeed {tmp_path / 'plan' / 'deepspeed.json'}" in flags
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(argv))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rlhf: ")
+    assert error.count("\n") == 1
+    return error
