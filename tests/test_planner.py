@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from rlhf import cli
-from rlhf.planner.dry_run import LiveBytes, dry_passes, placed, shapes_only, without_data
+from rlhf.planner.dry_run import LiveBytes, Peak, dry_forward, dry_passes, placed, shapes_only, without_data
 from rlhf.planner.memory import GIB, account
 from rlhf.planner.options import PlanOptions, Setting
 from rlhf.planner.search import search, settings
@@ -59,15 +59,27 @@ def _sums(stage: Stage, setting: Setting, options: PlanOptions, phase: str) -> d
 
 
 def test_live_bytes_of_a_pass_by_hand() -> None:
-    """A layer of 8 x 16 on 4 rows keeps its input (there before) and makes 4 x 16 floats, and their sum."""
+    """The worst moment of a layer of 8 x 16 is when its gradient is made: beside it the loss and the loss's gradient.
+
+    What it put out is gone by then, and its weights are no new memory, though the passes transpose them.
+    """
     with shapes_only():
         layer = nn.Linear(8, 16, bias=False)
     with without_data():
         placed(layer)
         rows = torch.zeros(4, 8)
         passes = dry_passes(lambda: layer(rows).sum(), layer, {16})
-    assert passes.alone.logits >= 4 * 16 * 4
-    assert passes.end.gradients == 8 * 16 * 4
+    assert passes.alone == Peak(activations=8 * 16 * 4 + 2 * 4)
+    assert passes.end == Peak(activations=2 * 4, gradients=8 * 16 * 4)
+
+
+def test_logits_are_known_by_their_width() -> None:
+    with shapes_only():
+        layer = nn.Linear(8, 100, bias=False)
+    with without_data():
+        placed(layer)
+        rows = torch.zeros(64, 8)
+        assert dry_forward(lambda: layer(rows), layer, {100}) == Peak(logits=64 * 100 * 4)
 
 
 def test_weights_are_counted_without_loading_any(shape: Path) -> None:
@@ -117,7 +129,7 @@ def _real_passes(stage: Stage, setting: Setting) -> LiveBytes:
 
     with as_on_device(False, VOCABULARY):
         module, loss = stage.build(stage.config, setting)
-        live = LiveBytes(stage.widths())
+        live = LiveBytes(module, stage.widths())
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(live.keep_as_gradient)

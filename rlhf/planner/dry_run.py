@@ -65,13 +65,15 @@ class LiveBytes(TorchDispatchMode):
     """Counts the storages that operations make, from when they are made until nothing holds them.
 
     Args:
+        module: what runs; its weights are there before, and views of them are nothing new.
         widths: sizes of a last dimension that tell logits from other activations.
     """
 
-    def __init__(self, widths: set[int]) -> None:
+    def __init__(self, module: nn.Module, widths: set[int]) -> None:
         super().__init__()
+        self._there = [tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())]
         self.widths = widths
-        self.kinds: dict[int, str] = {}
+        self.kinds: dict[int, str] = {id(storage): "weights" for storage in self._there}
         self.bytes = {"activations": 0, "logits": 0, "gradients": 0}
         self.alone = self.mixed = Peak()
         self._watched: dict[int, Any] = {}
@@ -150,7 +152,7 @@ def placed(module: nn.Module) -> nn.Module:
 
 def dry_passes(loss: Callable[[], Tensor], module: nn.Module, widths: set[int]) -> Passes:
     """The worst moments of `loss().backward()`; to be called within `without_data`."""
-    live = LiveBytes(widths)
+    live = LiveBytes(module, widths)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     hooks = [parameter.register_post_accumulate_grad_hook(live.keep_as_gradient) for parameter in trained]
     end = Peak()
@@ -171,9 +173,9 @@ def dry_passes(loss: Callable[[], Tensor], module: nn.Module, widths: set[int]) 
     return Passes(live.alone, live.mixed, end)
 
 
-def dry_forward(forward: Callable[[], Any], widths: set[int]) -> Peak:
+def dry_forward(forward: Callable[[], Any], module: nn.Module, widths: set[int]) -> Peak:
     """The worst moment of a pass without gradients; to be called within `without_data`."""
-    live = LiveBytes(widths)
+    live = LiveBytes(module, widths)
     with live, torch.no_grad():
         forward()
     return live.alone

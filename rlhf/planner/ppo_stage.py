@@ -149,7 +149,9 @@ def _weigh(stage: "Stage", config: Any, setting: Setting) -> Peak:
         networks = _networks(stage, stage.policy(config, dtype), config, dtype).to(dtype).eval()
     with as_on_device(stage.on_gpu, stage.text.vocab_size), without_data(), stage.precision(setting):
         placed(networks)
-        return dry_forward(lambda: networks(*_episodes(stage, rows), args.temperature, entropy=True), stage.widths())
+        return dry_forward(
+            lambda: networks(*_episodes(stage, rows), args.temperature, entropy=True), networks, stage.widths()
+        )
 
 
 def _score(stage: "Stage", path: str) -> Peak:
@@ -165,7 +167,7 @@ def _score(stage: "Stage", path: str) -> Peak:
             placed(model)
             ids = torch.zeros(rows, stage.length, dtype=torch.long)
             mask = torch.ones(rows, 1, stage.length, stage.length, dtype=torch.bool)
-            return dry_forward(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False), set())
+            return dry_forward(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False), model, set())
 
     return stage.over_layers(run, config)
 
@@ -190,7 +192,7 @@ def _roll_out(stage: "Stage", config: Any, setting: Setting) -> Any:
             out = body(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **places)
             return draw(logits(out.last_hidden_state[:, -1]).float(), torch.zeros(rows), args.temperature)
 
-        peak = dry_forward(step, stage.widths())
+        peak = dry_forward(step, policy, stage.widths())
         size = sum(_bytes(layer) for layer in cache.layers)
     return Rollout(replace(peak, activations=max(0, peak.activations - size)), size)
 
