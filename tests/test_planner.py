@@ -26,16 +26,20 @@ TRUNK = VOCABULARY * HIDDEN + LAYERS * LAYER + HIDDEN
 @pytest.fixture(scope="session")
 def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a Llama's config and nothing else: a plan needs no weights."""
-    folder = tmp_path_factory.mktemp("shape")
-    LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        tie_word_embeddings=True,
-        max_position_embeddings=256,
-    ).save_pretrained(folder)
+    return _shape(tmp_path_factory.mktemp("shape"))
+
+
+def _shape(folder: Path, **values: Any) -> Path:
+    plain: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 256,
+    }
+    LlamaConfig(**(plain | values)).save_pretrained(folder)
     return folder
 
 
@@ -136,6 +140,22 @@ def _real_passes(stage: Stage, setting: Setting) -> LiveBytes:
         with live:
             loss().backward()
     return live
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("verb", ["sft", "ppo"])
+def test_deep_models_go_on_along_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, checkpointing: bool
+) -> None:
+    """Of 12 layers 2 and 4 are run; all 12 say the same."""
+    shape = _shape(tmp_path, num_hidden_layers=12)
+    options = PlanOptions(gpus=0)
+    setting = Setting(checkpointing=checkpointing, micro_batch=4 if verb != "ppo" else 128)
+    short = account(_stage(verb, shape, options), setting, options)
+    monkeypatch.setattr("rlhf.planner.stages._DEEP", 100)
+    whole = account(_stage(verb, shape, options), setting, options)
+    for mine, theirs in zip(short.moments, whole.moments, strict=True):
+        assert mine.total == pytest.approx(theirs.total, rel=0.03), mine.phase
 
 
 def test_the_order_goes_from_cheap_to_dear(shape: Path) -> None:

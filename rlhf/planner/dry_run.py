@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,17 +48,21 @@ class Passes:
             or leave at once (ZeRO-2 and 3).
         mixed: the most that is alive with the gradients as they come.
         end: what is alive beside all gradients when the last of them is made.
+        tail: the most that is alive without gradients once half of these are made.
     """
 
     alone: Peak
     mixed: Peak
     end: Peak
+    tail: Peak
 
     def grown(self, other: "Passes", times: float) -> "Passes":
-        """As Peak's, each moment."""
-        return Passes(
-            self.alone.grown(other.alone, times), self.mixed.grown(other.mixed, times), self.end.grown(other.end, times)
-        )
+        """As Peak's, but for the end: the first layers' backward passes see what they see in the shallowest model.
+
+        There gradients and kept activations cross: of deep models either the first moment of the backward pass is the
+        worst (`alone`), or the last ones.
+        """
+        return Passes(self.alone.grown(other.alone, times), self.mixed.grown(other.mixed, times), other.tail, self.tail)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -75,7 +79,9 @@ class LiveBytes(TorchDispatchMode):
         self.widths = widths
         self.kinds: dict[int, str] = {id(storage): "weights" for storage in self._there}
         self.bytes = {"activations": 0, "logits": 0, "gradients": 0}
-        self.alone = self.mixed = Peak()
+        self.alone = self.mixed = self.tail = Peak()
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._half = sum(parameter.untyped_storage().nbytes() for parameter in trained) // 2
         self._watched: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -116,6 +122,8 @@ class LiveBytes(TorchDispatchMode):
         now = self.now()
         if now.working > self.alone.working:
             self.alone = now
+        if now.working > self.tail.working and now.gradients >= self._half:
+            self.tail = replace(now, gradients=0)
         if now.working + now.gradients > self.mixed.working + self.mixed.gradients:
             self.mixed = now
 
@@ -170,7 +178,7 @@ def dry_passes(loss: Callable[[], Tensor], module: nn.Module, widths: set[int]) 
             hook.remove()
         for parameter in trained:
             parameter.grad = None
-    return Passes(live.alone, live.mixed, end)
+    return Passes(live.alone, live.mixed, end, live.tail)
 
 
 def dry_forward(forward: Callable[[], Any], module: nn.Module, widths: set[int]) -> Peak:

@@ -125,7 +125,7 @@ def _value_path(stage: "Stage") -> str | None:
 def _on_backbone(stage: "Stage", path: str) -> bool:
     """Whether a reward model is an adapter on the base that the policy's LoRA is on."""
     adapter = Path(path) / "adapter_config.json"
-    if not stage.lora or not adapter.is_file():
+    if stage.model_config is None or not stage.lora or not adapter.is_file():
         return False
     base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
     return str(base) == str(stage.model_config.model_name_or_path)

@@ -25,8 +25,8 @@ from rlhf.planner.shapes import (
 )
 
 VERBS = ("pretrain", "sft", "reward", "dpo", "ppo")
-# Deeper models run with so many layers, and twice as many: each layer more adds the same.
-_FEW_LAYERS = 6
+# Deeper models run with so few layers, and with twice as many: each layer more adds the same.
+_DEEP, _FEW_LAYERS = 8, 2
 _TILE = 32_768  # TRL's, of the vocabulary
 
 
@@ -218,7 +218,7 @@ class Stage:
         """`run` on the config; for deep models on two shallow ones, and on along the line."""
         config = config or self.config
         layers = config.get_text_config().num_hidden_layers
-        if layers <= 2 * _FEW_LAYERS:
+        if layers <= _DEEP:
             return run(config)
         few, more = (run(with_layers(config, number)) for number in (_FEW_LAYERS, 2 * _FEW_LAYERS))
         return more.grown(few, (layers - 2 * _FEW_LAYERS) / _FEW_LAYERS)
@@ -245,8 +245,9 @@ class Stage:
         if self.verb != "reward":
             trl_utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
         if self.verb == "dpo" and not self.lora:
-            both["reference"] = causal_model(config, dtype, self.attention).requires_grad_(False)
-            trl_utils.add_fused_lm_head(both["reference"])
+            reference = causal_model(config, dtype, self.attention).requires_grad_(False)
+            trl_utils.add_fused_lm_head(reference)
+            both["reference"] = reference
         if self.lora:
             model = with_lora(model, self.model_config).to(dtype)
         model.train()
@@ -275,7 +276,9 @@ def with_lora(model: Any, model_config: Any) -> Any:
     """The model under the adapter that the config asks for."""
     from peft import get_peft_model
 
-    return get_peft_model(model, get_peft_config(model_config))
+    lora = get_peft_config(model_config)
+    assert lora is not None
+    return get_peft_model(model, lora)
 
 
 def checkpoint(model: Any) -> None:

@@ -50,7 +50,8 @@ def reason(plan: Plan) -> str:
         return ""
     if not before:
         return "the first setting that was tried fits: the cheapest"
-    return f"{len(before)} cheaper settings need {min(before) / GIB:.2f} GiB or more"
+    cheaper = "the cheaper setting needs" if len(before) == 1 else f"the {len(before)} cheaper settings need"
+    return f"{cheaper} {min(before) / GIB:.2f} GiB{' or more' if len(before) > 1 else ''}"
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
