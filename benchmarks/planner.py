@@ -48,6 +48,7 @@ class Case:
 
 
 _LORA = {"use_peft": True, "lora_r": 16, "lora_target_modules": "all-linear"}
+_SCORE_LORA = _LORA | {"lora_task_type": "SEQ_CLS"}
 _CHECKPOINTING = {"gradient_checkpointing": True}
 CASES = [
     Case("sft, 5M", "sft", 256, 4, 8192, {"per_device_train_batch_size": 8, "max_length": 128}),
@@ -57,7 +58,9 @@ CASES = [
     Case("sft, 57M, vocabulary 32k", "sft", 512, 8, 32000, {"per_device_train_batch_size": 2, "max_length": 256}),
     Case("sft, 24M, LoRA", "sft", 512, 6, 8192, {"max_length": 256} | _LORA),
     Case("reward, 24M", "reward", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 256}),
-    Case("reward, 24M, LoRA, checkpointing", "reward", 512, 6, 8192, {"max_length": 256} | _LORA | _CHECKPOINTING),
+    Case(
+        "reward, 24M, LoRA, checkpointing", "reward", 512, 6, 8192, {"max_length": 256} | _SCORE_LORA | _CHECKPOINTING
+    ),
     Case("dpo, 24M", "dpo", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 128}),
     Case("dpo, 24M, LoRA", "dpo", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 256} | _LORA),
     Case("ppo, 24M, separate value", "ppo", 512, 6, 8192),
@@ -88,18 +91,20 @@ _PPO = {
 def main() -> None:
     """Run every case in a process of its own, print the table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="names of cases; nothing is written then")
+    parser.add_argument("--only", nargs="*", help="names of cases; the others' figures stay")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
         print("RESULT " + json.dumps(measure(next(c for c in CASES if c.name == given.case), Path(given.folder))))
         return
-    chosen = [case for case in CASES if not given.only or case.name in given.only]
-    rows = [row for case in chosen if (row := in_process(case))]
+    known = {row["name"]: row for row in json.loads(RESULTS.read_text())["runs"]} if given.only else {}
+    for case in CASES:
+        if (not given.only or case.name in given.only) and (row := in_process(case)):
+            known[case.name] = row
+    rows = [known[case.name] for case in CASES if case.name in known]
     print(table(rows))
-    if not given.only:
-        RESULTS.write_text(json.dumps({"machine": machine(), "aim": AIM, "runs": rows}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({"machine": machine(), "aim": AIM, "runs": rows}, indent=2) + "\n")
 
 
 def in_process(case: Case) -> dict[str, Any] | None:
@@ -197,7 +202,7 @@ def write_data(case: Case, folder: Path) -> dict[str, Any]:
         return {"prompts": str(folder / "rows.jsonl"), "reward": ["planner:length_of"]}
     rows = [
         Preference(
-            make_id("prf", n), make_id("prm", n), prompt[n], long, [{"role": "assistant", "content": "no " * 40}]
+            make_id("prf", n), make_id("prm", n), prompt[n], long, [{"role": "assistant", "content": "no " * 200}]
         )
         for n in range(64)
     ]

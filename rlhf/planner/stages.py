@@ -278,6 +278,8 @@ def with_lora(model: Any, model_config: Any) -> Any:
 
     lora = get_peft_config(model_config)
     assert lora is not None
+    if getattr(model.config, "num_labels", 0) == 1:
+        lora.task_type = "SEQ_CLS"
     return get_peft_model(model, lora)
 
 

@@ -7,6 +7,8 @@ from rlhf.planner.memory import GIB, MARGIN, Account
 from rlhf.planner.options import Setting
 from rlhf.planner.plan import Plan
 
+_SHOWN = 12  # rows of the table of settings
+
 
 def words(setting: Setting, verb: str) -> str:
     """A setting in a few words."""
@@ -34,6 +36,8 @@ def verdict(plan: Plan) -> str:
         )
     mends = ["more GPUs"] if plan.options.gpus else ["GPUs"]
     mends += [] if plan.stage.lora else ["LoRA (--use_peft true)"]
+    if plan.stage.verb == "ppo" and plan.stage.training.value_model_kind == "separate":
+        mends.append("--value_model_kind shared")
     mends += ["shorter sequences (--length)"]
     if plan.options.zero != "auto":
         mends.append("--zero auto")
@@ -130,8 +134,11 @@ def _tried(plan: Plan) -> Any:
     table.add_column("setting")
     table.add_column("GiB", justify="right")
     table.add_column("")
-    room = plan.memory * (1 - MARGIN)
-    for setting, peak, exact in plan.search.tried:
+    room, tried = plan.memory * (1 - MARGIN), plan.search.tried
+    shown = (
+        tried if len(tried) <= _SHOWN else [*tried[: _SHOWN - 1], *(t for t in tried if t[0] == plan.chosen.setting)]
+    )
+    for setting, peak, exact in shown:
         size = peak / GIB
         table.add_row(
             words(setting, plan.stage.verb),
