@@ -48,8 +48,8 @@ class Case:
 
 
 _LORA = {"use_peft": True, "lora_r": 16, "lora_target_modules": "all-linear"}
-_SCORE_LORA = _LORA | {"lora_task_type": "SEQ_CLS"}
 _CHECKPOINTING = {"gradient_checkpointing": True}
+_SCORE_LORA = _LORA | _CHECKPOINTING | {"lora_task_type": "SEQ_CLS"}
 CASES = [
     Case("sft, 5M", "sft", 256, 4, 8192, {"per_device_train_batch_size": 8, "max_length": 128}),
     Case("sft, 24M", "sft", 512, 6, 8192, {"per_device_train_batch_size": 4, "max_length": 256}),
