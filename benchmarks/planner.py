@@ -2,7 +2,7 @@
 
     python benchmarks/planner.py [--only NAME ...]
 
-Random Llamas of 5 to 60 million weights in float32, two optimizer steps of the stage itself (TRL's trainers, ours for
+Random Llamas of 5 to 42 million weights in float32, two optimizer steps of the stage itself (TRL's trainers, ours for
 PPO), every sequence at its longest. A run's peak is the kernel's own high-water mark of resident memory (VmHWM, reset
 when the models are about to be loaded) less the level at that moment. Before, the same stage runs on a tiny model, so
 that what libraries load late is not taken for the model's. malloc gives back what is freed (MALLOC_MMAP_THRESHOLD_):
@@ -52,21 +52,21 @@ _CHECKPOINTING = {"gradient_checkpointing": True}
 _SCORE_LORA = _LORA | _CHECKPOINTING | {"lora_task_type": "SEQ_CLS"}
 CASES = [
     Case("sft, 5M", "sft", 256, 4, 8192, {"per_device_train_batch_size": 8, "max_length": 128}),
-    Case("sft, 24M", "sft", 512, 6, 8192, {"per_device_train_batch_size": 4, "max_length": 256}),
-    Case("sft, 24M, checkpointing", "sft", 512, 6, 8192, {"max_length": 256} | _CHECKPOINTING),
-    Case("sft, 24M, accumulation", "sft", 512, 6, 8192, {"max_length": 128, "gradient_accumulation_steps": 2}),
-    Case("sft, 57M, vocabulary 32k", "sft", 512, 8, 32000, {"per_device_train_batch_size": 2, "max_length": 256}),
-    Case("sft, 24M, LoRA", "sft", 512, 6, 8192, {"max_length": 256} | _LORA),
-    Case("reward, 24M", "reward", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 256}),
+    Case("sft, 23M", "sft", 512, 6, 8192, {"per_device_train_batch_size": 4, "max_length": 256}),
+    Case("sft, 23M, checkpointing", "sft", 512, 6, 8192, {"max_length": 256} | _CHECKPOINTING),
+    Case("sft, 23M, accumulation", "sft", 512, 6, 8192, {"max_length": 128, "gradient_accumulation_steps": 2}),
+    Case("sft, 42M, vocabulary 32k", "sft", 512, 8, 32000, {"per_device_train_batch_size": 2, "max_length": 256}),
+    Case("sft, 23M, LoRA", "sft", 512, 6, 8192, {"max_length": 256} | _LORA),
+    Case("reward, 23M", "reward", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 256}),
     Case(
-        "reward, 24M, LoRA, checkpointing", "reward", 512, 6, 8192, {"max_length": 256} | _SCORE_LORA | _CHECKPOINTING
+        "reward, 23M, LoRA, checkpointing", "reward", 512, 6, 8192, {"max_length": 256} | _SCORE_LORA | _CHECKPOINTING
     ),
-    Case("dpo, 24M", "dpo", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 128}),
-    Case("dpo, 24M, LoRA", "dpo", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 256} | _LORA),
-    Case("ppo, 24M, separate value", "ppo", 512, 6, 8192),
-    Case("ppo, 24M, shared value, checkpointing", "ppo", 512, 6, 8192, {"value_model_kind": "shared"} | _CHECKPOINTING),
-    Case("ppo, 24M, LoRA, adapter value", "ppo", 512, 6, 8192, {"value_model_kind": "adapter"} | _LORA),
-    Case("ppo, 57M, shared value, vocabulary 32k", "ppo", 512, 8, 32000, {"value_model_kind": "shared"}),
+    Case("dpo, 23M", "dpo", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 128}),
+    Case("dpo, 23M, LoRA", "dpo", 512, 6, 8192, {"per_device_train_batch_size": 2, "max_length": 256} | _LORA),
+    Case("ppo, 23M, separate value", "ppo", 512, 6, 8192),
+    Case("ppo, 23M, shared value, checkpointing", "ppo", 512, 6, 8192, {"value_model_kind": "shared"} | _CHECKPOINTING),
+    Case("ppo, 23M, LoRA, adapter value", "ppo", 512, 6, 8192, {"value_model_kind": "adapter"} | _LORA),
+    Case("ppo, 42M, shared value, vocabulary 32k", "ppo", 512, 8, 32000, {"value_model_kind": "shared"}),
 ]
 _SETTINGS = {
     "bf16": False,

@@ -14,7 +14,9 @@ from rlhf.planner.dry_run import LiveBytes, Peak, dry_forward, dry_passes, place
 from rlhf.planner.memory import GIB, account
 from rlhf.planner.options import PlanOptions, Setting
 from rlhf.planner.search import search, settings
+from rlhf.planner.speed import duration, read_throughput
 from rlhf.planner.stages import Stage
+from rlhf.runs import open_run
 from tests import stages
 
 HIDDEN, INNER, LAYERS, VOCABULARY, HEADS = 64, 96, 3, 500, 4
@@ -158,6 +160,91 @@ def test_deep_models_go_on_along_the_line(
         assert mine.total == pytest.approx(theirs.total, rel=0.03), mine.phase
 
 
+def test_what_ppo_holds_follows_its_config(shape: Path, tmp_path: Path) -> None:
+    options = PlanOptions(gpus=1)
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
+    adapter = LAYERS * 2 * 4 * (HIDDEN + HIDDEN)
+
+    def held(**values: Any) -> dict[str, tuple[int, int, str]]:
+        models = _stage("ppo", shape, options, **values).held
+        return {model.name: (model.count.total, model.count.trained, model.how) for model in models}
+
+    policy, value = (TRUNK, TRUNK, "trained"), (TRUNK + HIDDEN, TRUNK + HIDDEN, "trained")
+    assert held() == {"policy": policy, "value model": value, "reference": (TRUNK, 0, "shardable")}
+    assert held(reference="offload")["reference"] == (TRUNK, 0, "host")
+    assert held(value_model_kind="shared")["value model"] == (HIDDEN, HIDDEN, "trained")
+    # The reference is the policy without its adapter; a value model of its own learns all its weights.
+    assert held(**lora) == {"policy": (TRUNK + adapter, adapter, "trained"), "value model": value}
+    second = held(value_model_kind="adapter", **lora)
+    assert second["value model"] == (adapter + HIDDEN, adapter + HIDDEN, "trained")
+    assert second["policy"] == (TRUNK + adapter, adapter, "trained")
+    assert held(ema_decay=0.9)["average of the policy"] == (TRUNK, 0, "frozen")
+    scored = _shape(tmp_path, num_hidden_layers=1)
+    with_model = held(reward=[str(scored)])
+    small = TRUNK - (LAYERS - 1) * LAYER + HIDDEN
+    assert with_model["reward model"] == (small, 0, "frozen")
+    assert with_model["value model"] == (small, small, "trained")  # starts from the first reward model
+
+
+def test_the_cache_of_a_rollout_by_hand(shape: Path) -> None:
+    """Keys and values of 4 replies, 32 tokens long with their prompts, in float32."""
+    options = PlanOptions(gpus=1)
+    stage = _stage("ppo", shape, options)
+    sums = _sums(stage, stage.start(), options, "rollout")
+    assert sums["policy", "KV cache"] == 2 * LAYERS * 4 * 32 * HIDDEN * 4
+
+
+def test_the_logits_of_dpo_s_kl_by_hand(shape: Path) -> None:
+    """Its worst moment has the whole logits of 4 sequences beside what it keeps of policy and reference."""
+    options = PlanOptions(gpus=1)
+    sizes = {"per_device_eval_batch_size": 4, "max_new_tokens": 8}
+    stage = _stage("dpo", shape, options, **sizes)
+    whole, kept = 4 * 32 * VOCABULARY * 4, 4 * 8 * VOCABULARY * 4
+    logits = _sums(stage, stage.start(), options, "KL")["policy", "logits"]
+    assert logits == whole + 2 * kept, (logits, whole, kept)
+    without = _stage("dpo", shape, options, num_kl_prompts=0)
+    assert {moment.phase for moment in account(without, without.start(), options).moments} == {"update", "step"}
+
+
+def test_four_bits_are_half_a_byte(shape: Path) -> None:
+    options = PlanOptions(gpus=1)
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
+    stage = _stage("sft", shape, options, load_in_4bit=True, **lora)
+    linear = LAYERS * (LAYER - 2 * HIDDEN)
+    rest = TRUNK - linear + LAYERS * 2 * 4 * (HIDDEN + HIDDEN)
+    sums = _sums(stage, stage.start(), options, "step")
+    assert sums["policy", "parameters"] == linear // 2 + rest * 4
+
+
+def test_throughput_of_a_run(tmp_path: Path, shape: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def write(*rows: dict[str, Any]) -> None:
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    with open_run("sft", tmp_path, {}, {}) as folder:
+        folder.finish()
+    write({"step": 1, "num_tokens": 500}, {"step": 2, "num_tokens": 1000}, {"step": 2, "train_runtime": 20.0})
+    assert read_throughput(str(tmp_path)) == 50
+    write({"step": 1, "tokens_per_second": 10.0}, {"tokens_per_second": 30.0}, {"tokens_per_second": 200.0})
+    assert read_throughput(str(tmp_path)) == 30  # the median: the first round warms up
+    options = PlanOptions(gpus=4, like=str(tmp_path), like_gpus=2, examples=10, price=3.0)
+    stage = _stage("sft", shape, options, num_train_epochs=2)
+    found = duration(stage, stage.start(), options)
+    assert found is not None
+    assert (found.tokens, found.tokens_per_second) == (2 * 10 * 32, 15)
+    assert found.hours == pytest.approx(640 / (15 * 4) / 3600)
+    assert found.cost == pytest.approx(3 * 640 / 15 / 3600)
+    write({"step": 1, "loss": 1.0})
+    argv = ["plan", "sft", "--model_name_or_path", str(shape), "--gpu_memory", "8", "--like", str(tmp_path)]
+    assert "has no throughput in metrics.jsonl" in _fails(capsys, *argv)
+
+
+def test_a_table_for_people(shape: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["plan", "sft", "--model_name_or_path", str(shape), "--gpu_memory", "8", "--gpus", "2"])
+    told = capsys.readouterr().out
+    assert "activations" in told
+    assert "the first setting that was tried fits" in told
+
+
 def test_the_order_goes_from_cheap_to_dear(shape: Path) -> None:
     options = PlanOptions(gpus=2)
     stage = _stage("sft", shape, options, per_device_train_batch_size=2)
@@ -195,10 +282,12 @@ def test_the_first_that_fits_is_chosen_and_no_memory_is_too_small_to_say_so(shap
         (["sft", "--nodes", "0"], "nodes: 0 is not above 0"),
         (["sft", "--price", "-1"], "price: -1.0 is below 0"),
         (["sft", "--config"], "--config: needs the path"),
+        (["sft", "--use_peft", "true", "--lora_target_modules", "no", "such"], "lora_target_modules: "),
         (["sft", "--gpu_memry", "3"], "unknown flag `--gpu_memry`"),
     ],
 )
-def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], shape: Path, argv: list[str], message: str) -> None:
+    argv = [*argv, "--model_name_or_path", str(shape)] if "--use_peft" in argv else argv
     machine = [] if not argv or argv[0] == "sample" else ["--gpu_memory", "8"]
     assert message in _fails(capsys, "plan", *argv[:1], *machine, *argv[1:])
 

@@ -38,11 +38,11 @@ def others(stage: "Stage", each: float) -> "list[Held]":
         given = stage.data.ref_model
         model = causal_model(read_config(given) if given else stage.config, torch.float32, stage.attention)
         how = "host" if kind == "offload" else "shardable"
-        held.append(Held("reference", count(model), 4.0 if given else each, how))
+        held.append(Held("reference", count(model).frozen(), 4.0 if given else each, how))
     for path in reward_paths(stage):
         if not _on_backbone(stage, path):
             model = classifier_model(read_config(path), torch.float32, None)
-            held.append(Held("reward model", count(model), 4.0, "shardable"))
+            held.append(Held("reward model", count(model).frozen(), 4.0, "frozen"))
     if args.ema_decay is not None:
         trained = count(policy).trained
         held.append(Held("average of the policy", replace(count(policy), total=trained, trained=0), 4.0, "frozen"))

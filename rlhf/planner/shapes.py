@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ class Count:
     total: int
     trained: int = 0
     quantized: int = 0
+
+    def frozen(self) -> "Count":
+        """The same weights where none learns."""
+        return replace(self, trained=0)
 
 
 @dataclass

@@ -170,7 +170,7 @@ class Stage:
                 Held("reward model" if self.verb == "reward" else "policy", count(model, bool(self.quantized)), each)
             ]
             if self.verb == "dpo" and not self.lora:
-                held.append(Held("reference", count(model), each, "shardable"))
+                held.append(Held("reference", count(model).frozen(), each, "shardable"))
             if self.verb == "ppo":
                 from rlhf.planner.ppo_stage import others
 
@@ -195,14 +195,21 @@ class Stage:
 
     def phases(self, setting: Setting) -> list[Phase]:
         """What it does beside updates."""
-        if self.verb != "ppo":
-            return []
-        from rlhf.planner.ppo_stage import phases
-
         key = (setting.micro_batch, self.trained_dtype(setting))
         if key not in self._phases:
-            self._phases[key] = phases(self, setting)
+            self._phases[key] = self._beside(setting)
         return self._phases[key]
+
+    def _beside(self, setting: Setting) -> list[Phase]:
+        if self.verb == "ppo":
+            from rlhf.planner.ppo_stage import phases
+
+            return phases(self, setting)
+        if self.verb == "dpo" and self.data.num_kl_prompts:
+            from rlhf.planner.dpo_stage import kl
+
+            return [Phase("KL", kl(self, setting), whole=True)]
+        return []
 
     def widths(self) -> set[int]:
         """Last dimensions of logits."""
@@ -280,7 +287,10 @@ def with_lora(model: Any, model_config: Any) -> Any:
     assert lora is not None
     if getattr(model.config, "num_labels", 0) == 1:
         lora.task_type = "SEQ_CLS"
-    return get_peft_model(model, lora)
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise UserError(f"lora_target_modules: {error}") from error
 
 
 def checkpoint(model: Any) -> None:
