@@ -54,7 +54,7 @@ def _stage(verb: str, shape: Path, options: PlanOptions, **values: Any) -> Stage
     if verb == "ppo":
         plain["num_mini_batches"] = 1
     return Stage(
-        verb, stages.config(verb, model_name_or_path=shape, output_dir="run", **given, **(plain | values)), options
+        verb, stages.config(verb, model_name_or_path=shape, output_dir="run", **(given | plain | values)), options
     )
 
 
@@ -194,14 +194,14 @@ def test_the_cache_of_a_rollout_by_hand(shape: Path) -> None:
     assert sums["policy", "KV cache"] == 2 * LAYERS * 4 * 32 * HIDDEN * 4
 
 
-def test_the_logits_of_dpo_s_kl_by_hand(shape: Path) -> None:
-    """Its worst moment has the whole logits of 4 sequences beside what it keeps of policy and reference."""
+def test_the_logits_of_dpo_s_kl_by_hand(shape: Path, tmp_path: Path) -> None:
+    """Its worst moment: the reference's whole logits of 4 sequences, those of its replies, and the policy's."""
     options = PlanOptions(gpus=1)
-    sizes = {"per_device_eval_batch_size": 4, "max_new_tokens": 8}
-    stage = _stage("dpo", shape, options, **sizes)
-    whole, kept = 4 * 32 * VOCABULARY * 4, 4 * 8 * VOCABULARY * 4
+    vocabulary = 5000
+    wide = _shape(tmp_path, vocab_size=vocabulary)
+    stage = _stage("dpo", wide, options, per_device_eval_batch_size=4, max_new_tokens=8)
     logits = _sums(stage, stage.start(), options, "KL")["policy", "logits"]
-    assert logits == whole + 2 * kept, (logits, whole, kept)
+    assert logits == (4 * 32 + 2 * 4 * 8) * vocabulary * 4
     without = _stage("dpo", shape, options, num_kl_prompts=0)
     assert {moment.phase for moment in account(without, without.start(), options).moments} == {"update", "step"}
 
