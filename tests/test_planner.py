@@ -186,6 +186,15 @@ def test_what_ppo_holds_follows_its_config(shape: Path, tmp_path: Path) -> None:
     assert with_model["value model"] == (small, small, "trained")  # starts from the first reward model
 
 
+def test_dropout_costs_where_the_trainer_leaves_it_on(shape: Path) -> None:
+    """TRL turns it off in dpo, also a LoRA's: no copy of each layer's input, and no mask."""
+    options = PlanOptions(gpus=1)
+    lora = {"use_peft": True, "lora_r": 4, "lora_target_modules": "all-linear", "lora_dropout": 0.1}
+    kept = _stage("dpo", shape, options, disable_dropout=False, **lora)
+    gone = _stage("dpo", shape, options, **lora)
+    assert gone.update(gone.start()).alone.activations < 0.9 * kept.update(kept.start()).alone.activations
+
+
 def test_the_cache_of_a_rollout_by_hand(shape: Path) -> None:
     """Keys and values of 4 replies, 32 tokens long with their prompts, in float32."""
     options = PlanOptions(gpus=1)

@@ -14,7 +14,7 @@ from rlhf.decoding import draw, logits_of, rollout_cache, trunk
 from rlhf.planner.dry_run import Peak, dry_forward, placed, shapes_only, without_data
 from rlhf.planner.options import Setting
 from rlhf.planner.shapes import causal_model, classifier_model, count, read_config, with_layers
-from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue
+from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, disable_dropout
 
 if TYPE_CHECKING:
     from rlhf.planner.stages import Held, Phase, Stage
@@ -65,6 +65,7 @@ def update(stage: "Stage", config: Any, setting: Setting) -> tuple[nn.Module, Ca
     """Policy and value model, and the loss of one micro-batch; to be called within `shapes_only`."""
     dtype = stage.trained_dtype(setting)
     networks = _networks(stage, stage.policy(config, dtype), config, dtype).to(dtype)
+    disable_dropout(networks)
     networks.train(setting.checkpointing)
     if setting.checkpointing:
         networks.gradient_checkpointing_enable(

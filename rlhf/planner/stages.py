@@ -22,7 +22,8 @@ from rlhf.planner.shapes import (
     pretrain_config,
     read_config,
     with_layers,
-)
+)from rlhf.ppo import networks
+from rlhf.ppo.networks import disable_dropout
 
 VERBS = ("pretrain", "sft", "reward", "dpo", "ppo")
 # Deeper models run with so few layers, and with twice as many: each layer more adds the same.
@@ -258,6 +259,8 @@ class Stage:
         if self.lora:
             model = with_lora(model, self.model_config).to(dtype)
         model.train()
+        if getattr(self.training, "disable_dropout", False):  # TRL's default but in sft; a LoRA's too keeps copies
+            disable_dropout(model)
         if setting.checkpointing:
             checkpoint(model)
         both["policy"] = model
@@ -306,8 +309,6 @@ def as_on_device(gpu: bool, vocabulary: int) -> Iterator[None]:
     Tensors without data say that they are on a processor. There TRL's head makes copies of its tile that its kernel
     for GPUs does not; and a tile wider than the vocabulary is memory on a GPU, but untouched pages on a processor.
     """
-    from rlhf.ppo import networks
-
     def nothing(*_: Any, **__: Any) -> None:
         pass
 
