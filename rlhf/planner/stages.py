@@ -22,7 +22,8 @@ from rlhf.planner.shapes import (
     pretrain_config,
     read_config,
     with_layers,
-)from rlhf.ppo import networks
+)
+from rlhf.ppo import networks
 from rlhf.ppo.networks import disable_dropout
 
 VERBS = ("pretrain", "sft", "reward", "dpo", "ppo")
@@ -309,6 +310,7 @@ def as_on_device(gpu: bool, vocabulary: int) -> Iterator[None]:
     Tensors without data say that they are on a processor. There TRL's head makes copies of its tile that its kernel
     for GPUs does not; and a tile wider than the vocabulary is memory on a GPU, but untouched pages on a processor.
     """
+
     def nothing(*_: Any, **__: Any) -> None:
         pass
 
