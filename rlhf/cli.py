@@ -25,6 +25,7 @@ VERBS = {
     "recipe": "run the stages of a recipe one after another, resumable",
     "chat": "talk to one policy, or to two side by side, in the browser",
     "serve": "an OpenAI-compatible server on a policy",
+    "plan": "will a training fit, with which sharding, and how long will it take",
     "doctor": "what a PPO run's figures say about its health, and what to change",
     "configs": "list the configs that come with rlhf, or copy them here",
 }
@@ -79,6 +80,8 @@ def _dispatch(argv: list[str]) -> None:
         raise UserError(f"unknown verb `{verb}`{nearest(verb, list(VERBS))}; `rlhf --help` lists them")
     if verb == "configs":
         _configs(rest)
+    elif verb == "plan":
+        _plan(rest)
     elif verb == "doctor":
         _doctor(rest)
     elif verb == "demo":
@@ -186,6 +189,16 @@ def _doctor(argv: list[str]) -> None:
     if len(argv) != 1 or argv[0].startswith("-"):
         raise UserError("doctor: give one run folder, as in `rlhf doctor runs/ppo`")
     Console().print(table(examine(argv[0])))
+
+
+def _plan(argv: list[str]) -> None:
+    """`rlhf plan VERB`: the verb's own config and flags, and the planner's."""
+    import importlib
+
+    from rlhf.loop import STAGES
+    from rlhf.planner import plan
+
+    plan.run(importlib.import_module(STAGES[plan.check_verb(argv)]).Config, argv)
 
 
 def _configs(argv: list[str]) -> None:

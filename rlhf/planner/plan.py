@@ -1,0 +1,106 @@
+"""`rlhf plan`: the verb's config and the machines in, the setting that fits and its memory out."""
+
+import json
+import typing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rlhf.config import from_values, packaged, read_yaml
+from rlhf.errors import UserError
+from rlhf.planner.memory import Account, device_memory
+from rlhf.planner.options import PlanOptions
+from rlhf.planner.search import Search, search
+from rlhf.planner.speed import Duration, duration
+from rlhf.planner.stages import VERBS, Stage
+
+_GPU_MICRO_BATCH_TOKENS = 16_384  # PPOConfig's own where there is a GPU
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage, the machines, what fits there and how long it takes."""
+
+    stage: Stage
+    options: PlanOptions
+    memory: float  # GiB of a GPU
+    search: Search
+    duration: Duration | None
+
+    @property
+    def chosen(self) -> Account:
+        """The setting that fits, or that needs least."""
+        return self.search.chosen
+
+
+def check_verb(words: list[str]) -> str:
+    """The verb of `rlhf plan VERB`. Raises UserError for none, and for one that trains nothing."""
+    known = ", ".join(VERBS)
+    if not words or words[0].startswith("-"):
+        raise UserError(f"plan: name the training that is to be planned, one of {known}")
+    if words[0] not in VERBS:
+        raise UserError(f"plan: `{words[0]}` trains nothing; name one of {known}")
+    return words[0]
+
+
+def read(config_type: Any, verb: str, argv: list[str]) -> tuple[PlanOptions, tuple[Any, ...]]:
+    """The plan's options and the verb's config, from configs/plan.yaml, the verb's YAML and flags of both.
+
+    Where the plan is for GPUs and there is none here, precision and PPO's micro-batch are as they would be there.
+    Raises UserError as rlhf.config.parse does.
+    """
+    argv = list(argv)
+    path = f"configs/{verb}.yaml"
+    if "--config" in argv:
+        at = argv.index("--config")
+        if at + 1 >= len(argv):
+            raise UserError("--config: needs the path of a YAML file")
+        path = argv[at + 1]
+        del argv[at : at + 2]
+    fields = [("options", PlanOptions), *typing.get_type_hints(config_type).items()]
+    asked = NamedTuple("asked", fields)  # type: ignore[misc]
+    values = read_yaml(packaged("configs/plan.yaml")) | read_yaml(packaged(path))
+    values.pop("deepspeed", None)  # the plan's to choose
+    parts = from_values(asked, values, path, argv)
+    if parts[0].gpus > 0:
+        named = set(values) | {word[2:].split("=")[0] for word in argv if word.startswith("--")}
+        there: dict[str, Any] = {} if verb == "ppo" else {"bf16": True}
+        if verb == "ppo":
+            there = {"micro_batch_tokens": _GPU_MICRO_BATCH_TOKENS}
+        values |= {key: value for key, value in there.items() if key not in named}
+        parts = from_values(asked, values, path, argv)
+    return parts[0], tuple(parts[1:])
+
+
+def make_plan(verb: str, options: PlanOptions, config: tuple[Any, ...]) -> Plan:
+    """Find the cheapest setting that fits. Raises UserError for a model that is not there, and without a memory."""
+    memory = options.gpu_memory or device_memory(options.gpus)
+    if memory is None:
+        raise UserError("gpu_memory: is not given and there is no GPU here; set --gpu_memory to the GiB of one GPU")
+    options = replace(options, gpu_memory=memory)
+    stage = Stage(verb, config, options)
+    found = search(stage, options, memory)
+    return Plan(stage, options, memory, found, duration(stage, found.chosen.setting, options))
+
+
+def run(config_type: Any, argv: list[str]) -> None:
+    """`rlhf plan VERB ...`: print the plan, write what `--output` asks for.
+
+    Raises UserError where nothing fits, after the table.
+    """
+    from rlhf.planner.output import write
+    from rlhf.planner.table import as_json, show, verdict
+
+    verb = check_verb(argv)
+    options, config = read(config_type, verb, argv[1:])
+    plan = make_plan(verb, options, config)
+    if options.json:
+        print(json.dumps(as_json(plan), indent=2))
+    else:
+        show(plan)
+    if not plan.search.fits:
+        raise UserError(verdict(plan))
+    if options.output:
+        for path in write(plan, Path(options.output)):
+            if not options.json:
+                print(f"written: {path}")
