@@ -14,6 +14,7 @@ ROWS = [
     ["rlhf.cli"],
     ["rlhf.demo"],
     ["rlhf.loop"],
+    ["rlhf.planner"],
     [
         "rlhf.data.prepare", "rlhf.pretrain", "rlhf.sft", "rlhf.sample", "rlhf.dpo", "rlhf.ppo", "rlhf.compare",
         "rlhf.serve", "rlhf.chat", "reward_model", "labeling_app",
