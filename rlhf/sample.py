@@ -1,7 +1,7 @@
 """sample: K responses a prompt from one or more policies; a kill loses and doubles none."""
 
+import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,8 @@ from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
 from rlhf.generate import Reply, Sampling, batches, check_room, generate
 from rlhf.models import Policy, load_policy
-from rlhf.records import Prompt, Response, Run, Task, make_id, parse_record, read_jsonl, to_json, write_jsonl
+from rlhf.parts import PartFile
+from rlhf.records import Prompt, Response, Run, Task, make_id, parse_record, read_jsonl, write_jsonl
 from rlhf.runs import open_run, read_run
 
 
@@ -105,47 +106,26 @@ def _sample(
     run_id: str,
     cut: CutReport,
 ) -> list[Response]:
-    done = _read_part(part)
-    responses = [response for batch in done.values() for response in batch]
+    there = PartFile(part)
+    responses = [
+        parse_record(json.dumps(row), Response, f"{part}, batch {number}")
+        for number, rows in there.done.items()
+        for row in rows
+    ]
     messages = [prompt.messages for prompt in prompts]
     total = len(prompts) * settings.num_responses
     batch_count = sum(1 for _ in batches([[]] * len(prompts), settings.num_responses, settings.batch_size))
-    if len(done) > batch_count:
+    if len(there.done) > batch_count:
         raise UserError(f"{part}: belongs to other prompts; remove it and run again")
-    with (
-        tqdm(total=total, initial=len(responses), desc="sample", unit=" responses") as bar,
-        part.open("a", encoding="utf-8") as out,
-    ):
+    with tqdm(total=total, initial=len(responses), desc="sample", unit=" responses") as bar, there:
         for number, replies in generate(
-            policy, messages, settings.num_responses, sampling, settings.batch_size, skip=done, cut=cut
+            policy, messages, settings.num_responses, sampling, settings.batch_size, skip=set(there.done), cut=cut
         ):
             batch = [_response(reply, prompts, run_id, sampling) for reply in replies]
-            line = {"batch": number, "responses": [json.loads(to_json(response)) for response in batch]}
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            out.flush()
-            os.fsync(out.fileno())
+            there.add(number, [dataclasses.asdict(response) for response in batch])
             responses += batch
             bar.update(len(batch))
     return responses
-
-
-def _read_part(part: Path) -> dict[int, list[Response]]:
-    """The batches that are whole on disk; a line that a kill cut off is taken away."""
-    if not part.exists():
-        return {}
-    done: dict[int, list[Response]] = {}
-    whole = 0
-    with part.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n"):
-                break
-            row = json.loads(line)
-            where = f"{part}, batch {row['batch']}"
-            done[row["batch"]] = [parse_record(json.dumps(item), Response, where) for item in row["responses"]]
-            whole += len(line)
-    with part.open("rb+") as file:
-        file.truncate(whole)
-    return done
 
 
 def _response(reply: Reply, prompts: list[Prompt], run_id: str, sampling: Sampling) -> Response:

@@ -23,7 +23,7 @@ ROWS = [
     ["rlhf.generate"],
     ["rlhf.models"],
     ["rlhf.lineage"],
-    ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding"],
+    ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding", "rlhf.parts"],
     ["rlhf.config", "rlhf.decoding_graph"],
     ["rlhf.records"],
     ["rlhf.errors", "rlhf.hardware", "rlhf.usage"],

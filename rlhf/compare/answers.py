@@ -14,6 +14,7 @@ from rlhf.errors import UserError
 from rlhf.generate import Reply, Sampling, generate
 from rlhf.likelihood import reply_kl
 from rlhf.models import Policy, load_policy
+from rlhf.parts import PartFile
 from rlhf.records import Prompt, Response, make_id, read_jsonl, write_jsonl
 from rlhf.runs import read_run
 
@@ -36,8 +37,11 @@ class Answers:
         return self._measured("num_tokens")
 
     @property
-    def finished(self) -> NDArray[np.float64]:
-        """1 where a response ended by itself, 0 where it was cut at max_new_tokens, (prompts, responses)."""
+    def finished(self) -> NDArray[np.float64] | None:
+        """1 where a response ended by itself, 0 where it was cut at max_new_tokens, (prompts, responses); None where
+        that is not known of all."""
+        if any(response.sampling["finished"] is None for row in self.responses for response in row):
+            return None
         return self._measured("finished")
 
     @property
@@ -66,8 +70,9 @@ class Questions:
 def answer_all(policies: dict[str, str], reference: str, questions: Questions, folder: Path) -> list[Answers]:
     """The answers of every policy (name: path), each written to `responses.<name>.jsonl` when complete.
 
-    A policy whose file is complete is not generated again. At most one policy and the reference are
-    in memory. Raises UserError where a policy cannot be loaded or has no room for the prompts.
+    A policy whose file is complete is not generated again, nor are the batches of one that a kill cut off. At most
+    one policy and the reference are in memory. Raises UserError where a policy cannot be loaded or has no room for
+    the prompts.
     """
     answers = []
     loaded: Policy | None = None  # the reference
@@ -78,8 +83,10 @@ def answer_all(policies: dict[str, str], reference: str, questions: Questions, f
         if responses is None:
             loaded = loaded or _load(reference, questions)
             policy = loaded if same_place(path, reference) else _load(path, questions)
-            responses = _answer(name, ids, policy, loaded, questions)
+            part = PartFile(folder / f"responses.{name}.part")
+            responses = _answer(name, ids, policy, loaded, questions, part)
             write_jsonl(file, responses)
+            part.path.unlink(missing_ok=True)
             del policy
             _free_memory()
         size = questions.num_responses
@@ -97,14 +104,18 @@ def _load(path: str, questions: Questions) -> Policy:
     return load_policy(path, questions.dtype, questions.trust_remote_code)
 
 
-def _answer(name: str, ids: tuple[str, str], policy: Policy, reference: Policy, questions: Questions) -> list[Response]:
+def _answer(
+    name: str, ids: tuple[str, str], policy: Policy, reference: Policy, questions: Questions, part: PartFile
+) -> list[Response]:
     messages = [prompt.messages for prompt in questions.prompts]
     cut = CutReport()
-    replies: list[Reply] = []
-    with tqdm(total=len(messages) * questions.num_responses, desc=name, unit=" responses") as bar:
-        for _, batch in generate(
-            policy, messages, questions.num_responses, questions.sampling, questions.batch_size, cut=cut
+    replies = [Reply(**row) for rows in part.done.values() for row in rows]
+    size = questions.num_responses
+    with tqdm(total=len(messages) * size, initial=len(replies), desc=name, unit=" responses") as bar, part:
+        for number, batch in generate(
+            policy, messages, size, questions.sampling, questions.batch_size, skip=set(part.done), cut=cut
         ):
+            part.add(number, [dataclasses.asdict(reply) for reply in batch])
             replies += batch
             bar.update(len(batch))
     if sentence := cut.sentence(f"prompts of {name}", policy.max_length):

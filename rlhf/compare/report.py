@@ -59,7 +59,7 @@ def _policy_numbers(study: Study, at: int) -> dict[str, Any]:
         "kl": None if answer.kl is None else interval(answer.kl, (0.0, None)),
         "length": interval(answer.lengths, (0.0, None)),
         "win_rate": seen_from_the_other(win_rate(deciding[0], deciding[at], study.bootstrap)) if at else None,
-        "finished": interval(answer.finished, (0.0, 1.0)),
+        "finished": None if answer.finished is None else interval(answer.finished, (0.0, 1.0)),
     }
     return {key: maybe_interval(one) for key, one in numbers.items()}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf.compare.answers import Questions, answer_all, same_place
+from rlhf.compare.answers import Questions, same_place
 from rlhf.compare.held_out import check_held_out
 from rlhf.compare.judges import GOLD, LLM_JUDGE, REWARD_MODEL, check_judges, in_order, score_texts
 from rlhf.compare.llm_judge.policies import check_two, judge_policies, read_judge
@@ -21,6 +21,7 @@ from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
 from rlhf.compare.sections.quality import QualityConfig
 from rlhf.compare.sections.safety import SafetyConfig
+from rlhf.compare.sources import FILE, SERVER, answer_policies, check_sources, described, models_of, source_of
 from rlhf.compare.statistics import UNDECIDED, Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.compare.tables import pairs_csv, policies_csv
@@ -39,7 +40,10 @@ class CompareConfig:
     """Which policies are compared, on what, by whom."""
 
     policies: list[str] = field(
-        metadata={"help": "Run folders, checkpoints or Hub ids, the baseline first; `name=path` gives another name."}
+        metadata={
+            "help": "Run folders, checkpoints, Hub ids, files of responses (.jsonl) or servers (http://host/v1#MODEL), "
+            "the baseline first; `name=path` gives another name."
+        }
     )
     prompts: str = field(metadata={"help": "JSONL file of held-out prompts."})
     output_dir: str = field(metadata={"help": "The run's folder: report.json, .html, .md, CSV tables, responses."})
@@ -107,15 +111,27 @@ def run(
     _check_numbers(settings)
     prompts = _read_prompts(settings)
     judges = _check_judges(settings, judges, prompts)
+    sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
+    questions = Questions(
+        prompts,
+        settings.num_responses,
+        sampling,
+        settings.batch_size,
+        settings.dtype,
+        settings.trust_remote_code,
+    )
+    reference = check_sources(policies, settings.reference, questions)
+    models = models_of(policies)
+    if len(models) < len(policies):
+        _check_models_only(config, next(name for name in policies if name not in models))
     for section in SECTIONS:
-        section.check(config, policies)
+        section.check(config, models)
     votes = None if people is None else gather(*people)
     language = None
     if settings.llm_judge is not None:
         check_two(list(policies))
         language = read_judge(settings.llm_judge, settings.output_dir)
-    reference = settings.reference or next(iter(policies.values()))
-    for path in {*policies.values(), reference}:
+    for path in {*models.values(), reference}:
         load_tokenizer(path, trust_remote_code=settings.trust_remote_code)  # so that a wrong path shows now
     learners = {**policies, "reference": reference}
     if settings.reward_model is not None:
@@ -124,16 +140,7 @@ def run(
 
     inputs = _inputs(settings, policies) | config.safety.inputs() | config.quality.inputs()
     with open_run("compare", settings.output_dir, _as_recorded(as_dict(config)), inputs, settings.resume) as to:
-        sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
-        questions = Questions(
-            prompts,
-            settings.num_responses,
-            sampling,
-            settings.batch_size,
-            settings.dtype,
-            settings.trust_remote_code,
-        )
-        answers = answer_all(policies, reference, questions, to.path)
+        answers = answer_policies(policies, reference, questions, to.path)
         texts = [answer.texts for answer in answers]
         scores = {name: score_texts(name, judge, prompts, texts) for name, judge in judges.items()}
         clusters = [prompt_key(prompt.messages) for prompt in prompts]
@@ -141,7 +148,9 @@ def run(
         told = None if language is None else judge_policies(language, prompts, answers)
         said = None if votes is None else ask_people(votes, answers, bootstrap)
         recorded = _recorded(settings, policies, reference, judges, prompts) | {"held_out": held_out.numbers}
-        context = Context(config, policies, reference, questions, answers, judges, scores, bootstrap, to.path)
+        if sources := described(policies):
+            recorded["sources"] = sources
+        context = Context(config, models, reference, questions, answers, judges, scores, bootstrap, to.path)
         measured = {section.key: section.measure(context) for section in SECTIONS}
         study = Study(prompts, answers, scores, bootstrap, recorded, said, told, measured)
         report = build_report(study)
@@ -179,6 +188,14 @@ def named_policies(given: list[str]) -> dict[str, str]:
     if not policies:
         raise UserError("policies: is empty; give run folders or checkpoints, the baseline first")
     return policies
+
+
+def _check_models_only(config: Config, name: str) -> None:
+    """What is measured by loading every policy cannot be where one is a file or a server."""
+    asked = ("heldout", "tasks", "lm_eval", "safety_prompts", "stereotypes", "bold")
+    given = as_dict(config)
+    if wanted := [key for key in asked if given.get(key)]:
+        raise UserError(f"{wanted[0]}: needs every policy as a model, and {name} is none; leave one of them out")
 
 
 def _check_numbers(settings: CompareConfig) -> None:
@@ -276,6 +293,10 @@ def _recorded(
 
 
 def _folder_name(path: str) -> str:
+    if source_of(path) == SERVER:
+        return path.partition("#")[2]
+    if source_of(path) == FILE:
+        return Path(path).stem
     return Path(path).name or Path(path).resolve().name
 
 

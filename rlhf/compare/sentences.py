@@ -129,13 +129,13 @@ def warnings(report: dict[str, Any]) -> list[str]:
     if n < _FEW_PROMPTS:
         found.append(f"Only {_prompts(n)}: few differences can be told at this size; 200 or more are usual.")
     for name, numbers in report["policies"].items():
-        unfinished = 1 - numbers["finished"]["mean"]
+        unfinished = 0.0 if numbers["finished"] is None else 1 - numbers["finished"]["mean"]
         if unfinished > _MANY_UNFINISHED:
             found.append(
                 f"{percent(unfinished)} of the responses of {name} were cut at {settings['max_new_tokens']:,} tokens, "
                 "so judges saw unfinished text; raise max_new_tokens."
             )
-        if numbers["kl"] is None:
+        if numbers["kl"] is None and name not in settings.get("sources", {}):
             found.append(
                 f"KL and length of {name} cannot be set against the others': its tokenizer is not that of "
                 f"{settings['reference']}."

@@ -22,10 +22,10 @@ class Context:
 
     Args:
         config: all settings, `Config` of rlhf.compare.run.
-        policies: name to path, the baseline first.
+        policies: name to path of those that are models here, the baseline first; files and servers have only answers.
         reference: the path of the SFT start.
         questions: what every policy was asked.
-        answers: what each wrote, in the order of `policies`.
+        answers: what each policy wrote, files and servers among them, the baseline first.
         judges: reward functions by name, the deciding one first.
         scores: by judge, (policies, prompts, responses).
         bootstrap: how intervals are made.

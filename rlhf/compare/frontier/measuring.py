@@ -138,8 +138,9 @@ class _Measuring:
         return self._scored(answer_all({name: reference}, reference, questions, self.context.folder))[name]
 
     def _compared(self, path: str) -> int | None:
-        places = [at for at, other in enumerate(self.context.policies.values()) if same_place(other, path)]
-        return places[0] if places else None
+        names = [name for name, other in self.context.policies.items() if same_place(other, path)]
+        places = {answer.name: at for at, answer in enumerate(self.context.answers)}
+        return places[names[0]] if names else None
 
     def _of_compared(self, at: int) -> _Table | None:
         rows = len(self.questions.prompts)

@@ -170,7 +170,7 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
     const responses = prompt.policies.flat();
     prompt.at = at;
     prompt.longest = Math.max(...responses.map((one) => one.tokens));
-    prompt.unfinished = responses.some((one) => !one.finished);
+    prompt.unfinished = responses.some((one) => one.finished === false);
     prompt.flagged = prompt.flags.some((reasons) => reasons.length);
   });
 
@@ -247,7 +247,7 @@ const plain = (node) => (node ? node.textContent.replace(/\s+/g, " ").trim() : "
         ...data.judges.map((judge, index) => `${judge.key === "reward_model" ? "score" : judge.label} ${one.scores[index]}`),
         `${one.tokens} token${one.tokens === 1 ? "" : "s"}`,
       ].join(" · "));
-      if (!one.finished) numbers.append(" · ", element("span", "cut", "cut at the limit"));
+      if (one.finished === false) numbers.append(" · ", element("span", "cut", "cut at the limit"));
       response.append(textBlock(one.text), numbers);
       answer.append(response);
     }

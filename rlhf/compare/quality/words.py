@@ -247,7 +247,7 @@ def _texts_sentence(report: dict[str, Any]) -> str:
             found.append(f"{words} under {fluency['model'] or report['settings']['reference']} ({shown})")
         if found:
             told.append(f"{name} {' and '.join(found)}")
-    n = max(row["finished"]["n"] for row in report["quality"]["policies"].values())
+    n = max(row["length"]["n"] for row in report["quality"]["policies"].values())
     prompts = f"{n:,} prompt{'s' if n != 1 else ''}"
     if not told:
         measures = "repetition, diversity or fluency" if report["quality"]["fluency"] else "repetition or diversity"
