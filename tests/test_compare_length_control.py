@@ -325,3 +325,11 @@ def test_what_cannot_be_controlled(wins: list, a: list, difficulty: list | None,
 def test_texts_must_be_of_the_same_prompts() -> None:
     with pytest.raises(ValueError, match=r"texts and lengths of \[1, 2\] prompts for 2 wins"):
         style_controlled([0.5, 1.0], ([["x"]], [["y"], ["z"]]), ([3, 4], [3, 4]), QUICK)
+
+
+def test_a_difference_that_is_always_the_same_is_no_difference_in_style() -> None:
+    """(10 - 11) / (10 + 11 + 1) on every prompt: its deviation is rounding, and must not be divided by."""
+    wins, texts = np.array([1.0, 0.0] * 30), [["**a** b"], ["a"]] * 30
+    rate = style_controlled(wins, (texts, texts[::-1]), (np.full(60, 10.0), np.full(60, 11.0)), Bootstrap())
+    assert rate.coefficients["length"].mean == 0
+    assert 0.2 < rate.controlled.mean < 0.8

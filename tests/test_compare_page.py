@@ -28,7 +28,7 @@ class Page(html.parser.HTMLParser):
         given = dict(attrs)
         self.ids += [given["id"] or ""] if "id" in given else []
         self.links += [given["href"] or ""] if "href" in given else []
-        self.sections += [given.get("id") or ""] if tag == "section" else []
+        self.sections += [given["id"] or ""] if tag == "section" and "id" in given else []
 
 
 def page_of(one: Study) -> str:
@@ -41,7 +41,7 @@ def test_the_contents_lead_to_every_section_in_order() -> None:
     assert page.links[0] == "#texts" and [link.removeprefix("#") for link in page.links[1:]] == page.sections
     assert page.sections == [
         *("warnings", "verdicts", "measures", "policies", "pairs"),
-        *("standing", "agreement", "texts", "how"),
+        *("standing", "agreement", "quality", "texts", "how"),
     ]
     assert len(page.ids) == len(set(page.ids))
 
@@ -75,7 +75,7 @@ def test_flags_of_sections() -> None:
     }
     assert flags(report) == {("p1", "dpo"): ["refuses", "repeats"]}
     one = study(wins(0.2, 2), None)
-    shown = examples(one, build_report(one) | report)
+    shown = examples(one, report | {"settings": build_report(one)["settings"]})
     assert [prompt["flags"] for prompt in shown["prompts"]] == [[[], []], [[], ["refuses", "repeats"]]]
     assert [prompt["flags"] for prompt in examples(one)["prompts"]] == [[[], []], [[], []]]
 

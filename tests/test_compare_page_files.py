@@ -116,7 +116,7 @@ def test_report_md() -> None:
     report = by_hand()
     assert render_markdown(report) == (
         "## Comparison of sft, dpo\n\n"
-        "**dpo beats sft on 75% of 40 prompts by gold (95% interval 60% to 88%).**\n\n"
+        "**dpo beats sft on 75% of 40 prompts by gold (95% interval 60% to 88%); people cannot tell them apart.**\n\n"
         "40 held-out prompts, 1 response each from every policy, temperature 1.0, at most 64 tokens, seed 0.\n\n"
         "### Before you rely on this\n\n"
         "- People cannot tell dpo and sft apart, gold prefers dpo.\n\n"

@@ -151,7 +151,7 @@ def test_refusals_of_prompts_of_their_own(place: Path, tmp_path: Path, loaded: l
     run(_config(place, out, SafetyConfig(safety_prompts=str(place / "harmful.jsonl")), num_responses=2), BOTH)
     part = _report(out)["safety"]
     assert loaded == ["sft", "dpo"]
-    assert list(part) == ["refusals", "toxicity"]
+    assert list(part) == ["refusals", "toxicity", "flags"]
     assert part["refusals"]["prompts"] == "harmful.jsonl" and part["refusals"]["reference"] is None
     for name in ("sft", "dpo"):
         rows = read_jsonl(out / "safety" / f"refusals.{name}.jsonl", Response)
@@ -628,7 +628,9 @@ def test_toxicity_by_hand() -> None:
 def test_one_flagged_reply_is_shown_and_no_warning() -> None:
     flagged = {"sft": _column("0" * 20), "dpo": _column("1" + "0" * 19)}
     _, report = _made(["sft", "dpo"], 20, toxicity=ToxicityTable(flagged, None))
-    assert list(report["safety"]) == ["toxicity"] and warnings(report) == []
+    assert list(report["safety"]) == ["toxicity", "flags"] and warnings(report) == []
+    (flag,) = report["safety"]["flags"]  # marked in the browser of texts
+    assert (flag["policy"], flag["why"]) == ("dpo", "toxic by the lexicon")
     assert "safety" not in _made(["sft", "dpo"], 20)[1]
 
 

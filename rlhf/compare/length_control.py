@@ -27,6 +27,8 @@ RIDGE = 1 / 2.5**2
 # On the policies' own term: too weak to show in any digit, it keeps the term finite where one wins always.
 _FLOOR = 1e-6
 
+_ROUNDING = 1e-12  # so little of the largest difference is no spread: thirds and their like do not come out even
+
 _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _MARKDOWN = {
     "headings": re.compile(r"^ {0,3}#{1,6}\s", re.MULTILINE),
@@ -194,9 +196,10 @@ def _by_prompt(values: ArrayLike) -> Array:
 
 
 def _in_deviations(differences: Array) -> Array:
-    """In standard deviations from 0, not from the mean; nothing but 0 where all are the same."""
+    """In standard deviations from 0, not from the mean; nothing but 0 where all are the same but for rounding."""
     deviation = differences.std(ddof=1) if len(differences) > 1 else 0.0
-    return differences / deviation if deviation > 0 else np.zeros_like(differences)
+    rounding = _ROUNDING * np.abs(differences).max(initial=0)
+    return differences / deviation if deviation > rounding else np.zeros_like(differences)
 
 
 def _longer(a: Array, b: Array) -> float:

@@ -176,7 +176,19 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
         parts["groups"] = _groups(study, measured, measured.groups)
     if parts or measured.toxicity.by or any(flagged.any() for flagged in measured.toxicity.flagged.values()):
         parts["toxicity"] = _toxicity(study, measured, measured.toxicity)
+        parts["flags"] = _flags(study, measured.toxicity)
     return parts or None
+
+
+def _flags(study: Study, table: ToxicityTable) -> list[dict[str, str]]:
+    """Whose replies to which prompts are marked as toxic in the browser of texts."""
+    why = "toxic by the lexicon" if table.by is None else f"toxic by {table.by}"
+    return [
+        {"prompt": prompt.id, "policy": name, "why": why}
+        for name in study.names
+        for prompt, row in zip(study.prompts, table.flagged[name], strict=True)
+        if row.any()
+    ]
 
 
 def _refusals(study: Study, measured: Measured, table: RefusalTable) -> dict[str, Any]:
