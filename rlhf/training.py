@@ -111,8 +111,8 @@ class StopOnSignal(TrainerCallback):
             yield
             return
         before = signal.signal(signal.SIGUSR1, self._ask)
-        with suppress(OSError, ValueError, AttributeError):  # stderr may be no file
-            faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=False)
+        with suppress(OSError):  # stderr may be closed
+            faulthandler.register(signal.SIGUSR2, file=2, all_threads=False)
         try:
             yield
         finally:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from rlhf.config import parse
 from rlhf.errors import UserError
 from rlhf.launcher.files import deepspeed_settings, launch_folder, make_folder, write_files
+from rlhf.launcher.preflight import Place, check
 from rlhf.launcher.settings import ALONE, is_on, output_dir, read_settings, split_command
 from rlhf.launcher.watch import STOPPED, End, Watch
 from rlhf.ports import choose_port
@@ -61,10 +62,16 @@ def run(argv: list[str]) -> int:
     if deepspeed is not None and "deepspeed" in settings:
         raise UserError("zero: the verb has a --deepspeed file of its own; leave out that or --zero and --offload")
 
-    folder = make_folder(launch_folder(output_dir(settings)))
+    folder = launch_folder(output_dir(settings))
+    port = choose_port("127.0.0.1", 0)
+    place = Place(ranks, None if on_cpu else _count_gpus(), "127.0.0.1", port)
+    mistakes = check(verb, {**settings, **({"deepspeed": "launch/zero1.json"} if deepspeed else {})}, place)
+    if mistakes:
+        print("\n".join(f"rlhf: {mistake}" for mistake in mistakes), file=sys.stderr)
+        return 2
+    make_folder(folder)
     if deepspeed is not None:
         flags = [*flags, "--deepspeed", str(folder / "deepspeed.json")]
-    port = choose_port("127.0.0.1", 0)
     write_files(folder, deepspeed, ["torchrun", *_torchrun(ranks, port), "-m", "rlhf", verb, *flags])
     environment = _environment(ranks, on_cpu)
     for attempt in range(launch.max_restarts + 1):

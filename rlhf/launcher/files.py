@@ -13,7 +13,8 @@ OFFLOADS = ["optimizer", "params"]
 
 def launch_folder(output_dir: Path) -> Path:
     """Where a launch writes: beside the run's folder, which holds nothing but the run."""
-    return output_dir.with_name(f"{output_dir.name}.launch")
+    place = output_dir if output_dir.name else output_dir.absolute()
+    return place.with_name(f"{place.name}.launch")
 
 
 def make_folder(folder: Path) -> Path:

@@ -56,7 +56,7 @@ def read_settings(verb: str, argv: list[str]) -> dict[str, Any]:
 
 def output_dir(settings: dict[str, Any]) -> Path:
     """The run's folder. Raises UserError where it is not set."""
-    if not isinstance(settings.get("output_dir"), str):
+    if not isinstance(settings.get("output_dir"), str) or not settings["output_dir"]:
         raise UserError("output_dir: is not set; name the run's folder, as in --output_dir runs/sft")
     return Path(settings["output_dir"])
 
