@@ -33,14 +33,17 @@ Encoded = TypeVar("Encoded")
 # The last file that transformers writes into a checkpoint: without it the checkpoint was cut off.
 _LAST_WRITTEN = "trainer_state.json"
 
+_SKIPPED_AT_MOST = 20  # log rows in a row
+
 STOPPED = 75  # EX_TEMPFAIL: the exit code after SIGUSR1, with a checkpoint written; the same command resumes
 
 
 class RunLog(TrainerCallback):
-    """Copies every log row to metrics.jsonl, and ends the run where the loss is no number."""
+    """Copies every log row to metrics.jsonl, and ends the run where the loss is no number, or the gradient for long."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self.skipped: list[int] = []  # steps in a row whose gradient was no number
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = {key: value for key, value in (logs or {}).items() if not key.startswith("total_flos")}
@@ -52,6 +55,14 @@ class RunLog(TrainerCallback):
                 f"step {state.global_step}: the loss is {loss}; lower --learning_rate, or train in float32 "
                 "(--bf16 false), then start again"
             )
+        if isinstance(norm := logs.get("grad_norm"), float):
+            self.skipped = [] if math.isfinite(norm) else [*self.skipped, state.global_step]
+            # DeepSpeed leaves such steps out and goes on. A few are float16 finding its scale.
+            if len(self.skipped) == _SKIPPED_AT_MOST:
+                raise UserError(
+                    f"step {state.global_step}: the gradient is no number since step {self.skipped[0]} ({norm}), so "
+                    "nothing is learned; lower --learning_rate, or train in float32 (--bf16 false), then start again"
+                )
 
 
 class Progress(ProgressCallback):

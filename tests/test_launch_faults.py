@@ -21,7 +21,7 @@ ZERO2 = ["--gpus", "2", "--zero", "2"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def _when_at_step(process: subprocess.Popen[str], place: Path, step: int, act: Callable[[int], Any]) -> None:
+def when_at_step(process: subprocess.Popen[str], place: Path, step: int, act: Callable[[int], Any]) -> None:
     """Do something to rank 1's process (its id is given) as soon as its training is at a step."""
     files = RankFiles(launch_folder(place / "run"), 1)
     until = time.monotonic() + cases.PATIENCE
@@ -66,7 +66,7 @@ def test_a_killed_rank_is_restarted_to_the_same_result(
     undisturbed: Any, policy_folder: Path, tmp_path: Path, verb: str, own: list[str]
 ) -> None:
     process = cases.start([*own, "--max_restarts", "1"], getattr(cases, verb)(tmp_path, policy_folder, **LONG))
-    _when_at_step(process, tmp_path, 12, lambda pid: os.kill(pid, signal.SIGKILL))
+    when_at_step(process, tmp_path, 12, lambda pid: os.kill(pid, signal.SIGKILL))
     out, err = process.communicate(timeout=cases.PATIENCE)
     assert process.returncode == 0, err
     assert re.search(
@@ -82,7 +82,7 @@ def test_a_killed_rank_is_restarted_to_the_same_result(
 def test_a_stopped_rank_is_a_hang_and_leaves_no_orphan(policy_folder: Path, tmp_path: Path) -> None:
     own = ["--gpus", "2", "--hang_seconds", "20"]
     process = cases.start(own, cases.sft(tmp_path, policy_folder, max_steps=5000))
-    _when_at_step(process, tmp_path, 5, lambda pid: os.kill(pid, signal.SIGSTOP))
+    when_at_step(process, tmp_path, 5, lambda pid: os.kill(pid, signal.SIGSTOP))
     _, err = process.communicate(timeout=cases.PATIENCE)
     assert process.returncode == 124
     assert re.search(r"rank 1 on \S+ hangs: no step and no line for 2\d s \(--hang_seconds\) during step \d+;", err)
@@ -93,7 +93,7 @@ def test_a_stopped_rank_is_a_hang_and_leaves_no_orphan(policy_folder: Path, tmp_
 
 def test_a_killed_launcher_leaves_no_orphan(policy_folder: Path, tmp_path: Path) -> None:
     process = cases.start(["--gpus", "2"], cases.sft(tmp_path, policy_folder, max_steps=5000))
-    _when_at_step(process, tmp_path, 5, lambda _: process.kill())
+    when_at_step(process, tmp_path, 5, lambda _: process.kill())
     process.communicate(timeout=cases.PATIENCE)
     until = time.monotonic() + 60
     while cases.alive(tmp_path) and time.monotonic() < until:
@@ -114,7 +114,7 @@ def test_a_loss_that_is_no_number_ends_all_and_is_not_tried_again(policy_folder:
 def test_sigusr1_saves_and_resume_gives_the_same_result(undisturbed: Any, policy_folder: Path, tmp_path: Path) -> None:
     verb = cases.sft(tmp_path, policy_folder, **LONG)
     process = cases.start(ZERO2, verb)
-    _when_at_step(process, tmp_path, 13, lambda _: process.send_signal(signal.SIGUSR1))
+    when_at_step(process, tmp_path, 13, lambda _: process.send_signal(signal.SIGUSR1))
     _, err = process.communicate(timeout=cases.PATIENCE)
     assert process.returncode == 75
     assert "launch: stopped at a checkpoint, as SIGUSR1 asked; go on with --resume true" in err

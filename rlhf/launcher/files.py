@@ -1,7 +1,9 @@
 """The launch folder beside the run: the DeepSpeed file, the command, logs, the marks of ranks."""
 
 import json
+import os
 import shlex
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,16 @@ def deepspeed_settings(zero: int, offload: str | None) -> dict[str, Any] | None:
     return settings
 
 
-def write_files(folder: Path, deepspeed: dict[str, Any] | None, command: list[str]) -> None:
-    """Write what the launch uses: `deepspeed.json` (where there is one) and `command.sh`, to read or run by hand."""
+def write_files(folder: Path, deepspeed: dict[str, Any] | None, by_hand: list[str] | None) -> None:
+    """Write what the launch uses: `deepspeed.json` (where there is one) and `command.sh`, to read or run by hand.
+
+    `by_hand` is given on one node; all nodes write the same DeepSpeed file, each whole.
+    """
     with disk_full_as_user_error(folder, "free some, then launch again"):
         if deepspeed is not None:
-            (folder / "deepspeed.json").write_text(json.dumps(deepspeed, indent=2) + "\n", encoding="utf-8")
-        script = f"#!/bin/sh\n# The same by hand, unwatched: torchrun's own command.\n{shlex.join(command)}\n"
-        (folder / "command.sh").write_text(script, encoding="utf-8")
+            part = folder / f".deepspeed-{socket.gethostname()}-{os.getpid()}"
+            part.write_text(json.dumps(deepspeed, indent=2) + "\n", encoding="utf-8")
+            part.replace(folder / "deepspeed.json")
+        if by_hand is not None:
+            script = f"#!/bin/sh\n# The same by hand, unwatched: torchrun's own command.\n{shlex.join(by_hand)}\n"
+            (folder / "command.sh").write_text(script, encoding="utf-8")

@@ -21,6 +21,7 @@ STOPPED = 75  # EX_TEMPFAIL, as `rlhf.training`: a checkpoint was asked for and 
 HUNG = 124  # as timeout(1)
 _POLL = 0.2  # seconds
 _AGAIN = 2.0  # seconds between signals to ranks that do not listen yet
+_GRACE = 10.0  # seconds in which a node whose ranks die with others' may find out why its own did
 _LINES = 15
 
 
@@ -46,45 +47,46 @@ class Watch:
     Args:
         folder: the launch folder.
         ranks: global ranks of this node.
-        command: what starts them, as a child process.
         environment: theirs.
         attempt: 0, and one more for each restart; the nodes of a job tell each other by it.
         hang_seconds: a rank that neither steps nor prints for so long hangs; None: not watched.
+        old_news: `read_news` from before this launch.
     """
 
     folder: Path
     ranks: range
-    command: list[str]
     environment: dict[str, str]
     attempt: int = 0
     hang_seconds: float | None = None
+    old_news: dict[str, int] = field(default_factory=dict)
     _wanted: list[int] = field(default_factory=list)  # signals that came in
     _seen: dict[int, tuple[Any, float]] = field(default_factory=dict)
     _printed: int = 0
     _told: float = 0.0
+    _news_came: float | None = None
 
     @property
     def ended(self) -> Path:
         """Where torchrun's failures are written."""
         return self.folder / "ranks" / f"ended-{self.ranks.start}.json"
 
-    @property
-    def news(self) -> Path:
+    def news(self, attempt: int) -> Path:
         """Where the first node that fails tells the others so."""
-        return self.folder / "ranks" / f"failed-{self.attempt}.json"
+        return self.folder / "ranks" / f"failed-{attempt}.json"
 
-    def run(self) -> End:
-        """Start the ranks, copy rank 0's log to the console, and wait. No process of theirs is left after it."""
+    def run(self, command: list[str]) -> End:
+        """Start the ranks (`command` is a child process that does), copy rank 0's log to the console, and wait.
+
+        No process of theirs is left after it.
+        """
         for rank in self.ranks:
             RankFiles(self.folder, rank).forget()
         self.ended.unlink(missing_ok=True)
-        if 0 in self.ranks:
-            self.news.unlink(missing_ok=True)
         self._printed = _size(RankFiles(self.folder, 0).log)
         output = self.folder / "logs" / f"node-{self.ranks.start}.log"
         with output.open("ab") as log, self._listening():
             agent = subprocess.Popen(
-                self.command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
             try:
@@ -92,10 +94,18 @@ class Watch:
             finally:
                 self._kill(agent)
         self._copy_console()
-        if end.message and not self.news.exists():
-            with suppress(OSError):
-                self.news.write_text(json.dumps({"host": socket.gethostname(), "code": end.code}), encoding="utf-8")
+        if end.message:
+            self._tell(end)
         return end
+
+    def _tell(self, end: End) -> None:
+        """Tell the other nodes; those that try again although this one will not, too."""
+        told = json.dumps({"host": socket.gethostname(), "code": end.code, "may_help": end.may_help})
+        for attempt in (self.attempt,) if end.may_help else (self.attempt, self.attempt + 1):
+            part = self.news(attempt).with_suffix(f".{os.getpid()}")
+            with suppress(OSError):
+                part.write_text(told, encoding="utf-8")
+                part.replace(self.news(attempt))
 
     def _wait(self, agent: subprocess.Popen[bytes]) -> End:
         while True:
@@ -111,7 +121,7 @@ class Watch:
                 self._signal_ranks(signal.SIGUSR1)
             if (silent := self._silent()) is not None:
                 return self._hung(*silent)
-            if self.news.exists():
+            if self._failed_long_ago_elsewhere():
                 return self._failed_elsewhere()
             time.sleep(_POLL)
 
@@ -187,12 +197,17 @@ class Watch:
         message = self._message(rank, f"ended with {_how(code)}")
         return End(shell_code, message, may_help=code != 2)
 
+    def _failed_long_ago_elsewhere(self) -> bool:
+        """Whether another node has failed, and this one has had the time to say that it was its own doing."""
+        news = self.news(self.attempt)
+        if _time(news) in (0, self.old_news.get(news.name, 0)):
+            return False
+        self._news_came = self._news_came or time.monotonic()
+        return time.monotonic() - self._news_came > _GRACE
+
     def _failed_elsewhere(self) -> End:
-        try:
-            told = json.loads(self.news.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            told = {"host": "another node", "code": 1}
-        return End(told["code"], f"a rank on {told['host']} failed; its message is there", may_help=told["code"] != 2)
+        told = json.loads(self.news(self.attempt).read_text(encoding="utf-8"))
+        return End(told["code"], f"a rank on {told['host']} failed, and its message is there", told["may_help"])
 
     def _message(self, rank: int, how: str) -> str:
         files = RankFiles(self.folder, rank)
@@ -230,6 +245,11 @@ class Watch:
         self._printed += len(new)
         sys.stdout.write(new.decode("utf-8", errors="replace"))
         sys.stdout.flush()
+
+
+def read_news(folder: Path) -> dict[str, int]:
+    """What earlier launches left of failures: file names and their times."""
+    return {path.name: _time(path) for path in (folder / "ranks").glob("failed-*.json")}
 
 
 def last_lines(log: Path, count: int = _LINES) -> list[str]:
