@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from rlhf.launcher.watch import last_lines
+from rlhf.launcher.memory import next_setting
+from rlhf.launcher.watch import Watch, last_lines, read_news
 from rlhf.training import drop_torn_checkpoints, is_whole, newest_checkpoint
 
 
@@ -67,3 +69,66 @@ def test_checkpoints_from_before_ranks_were_noted_are_whole(tmp_path: Path) -> N
     assert is_whole(old)
     shutil.rmtree(old)
     assert newest_checkpoint(tmp_path) is None
+
+
+_FAILING = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+(folder / "ranks" / "rank-1.json").write_text(json.dumps({"pid": os.getpid(), "host": "here"}))
+(folder / "ranks" / "rank-1.beat").write_text("step 7")
+(folder / "logs" / "rank-1.log").write_text("Traceback\\ntorch.OutOfMemoryError: CUDA out of memory. Tried to ...\\n")
+failures = [{"rank": 0, "exit_code": 1, "time": 5}, {"rank": 1, "exit_code": 1, "time": 4}]
+(folder / "ranks" / "ended-0.json").write_text(json.dumps(failures))
+sys.exit(1)
+"""
+
+
+def test_the_first_rank_that_failed_is_named_and_memory_is_not_tried_again(tmp_path: Path) -> None:
+    for part in ("logs", "ranks"):
+        (tmp_path / part).mkdir()
+    end = Watch(tmp_path, range(2), {}).run([sys.executable, "-c", _FAILING, str(tmp_path)])
+    assert end.code == 1 and end.out_of_memory and not end.may_help
+    log = tmp_path / "logs" / "rank-1.log"
+    assert end.message == (
+        f"rank 1 on here ended with exit code 1 during step 7; its last lines, of {log}:\n"
+        "    Traceback\n    torch.OutOfMemoryError: CUDA out of memory. Tried to ..."
+    )
+
+
+def test_a_starter_that_cannot_start_is_told_with_its_own_lines(tmp_path: Path) -> None:
+    for part in ("logs", "ranks"):
+        (tmp_path / part).mkdir()
+    end = Watch(tmp_path, range(2), {}).run([sys.executable, "-c", "raise SystemExit('no such thing')"])
+    assert end.code == 1 and not end.may_help
+    assert "ended with exit code 1; its last lines" in end.message and end.message.endswith("\n    no such thing")
+
+
+def test_news_of_another_node_ends_this_one_and_old_news_does_not(tmp_path: Path) -> None:
+    for part in ("logs", "ranks"):
+        (tmp_path / part).mkdir()
+    news = tmp_path / "ranks" / "failed-0.json"
+    news.write_text(json.dumps({"host": "other", "code": 9, "may_help": True}))
+    idle = [sys.executable, "-c", "import signal; signal.pause()"]
+    end = Watch(tmp_path, range(1), {}).run(idle)
+    assert (end.code, end.message, end.may_help) == (9, "a rank on other failed, and its message is there", True)
+    done = Watch(tmp_path, range(1), {}, old_news=read_news(tmp_path)).run([sys.executable, "-c", ""])
+    assert done.code == 0
+
+
+def test_what_to_try_next_where_memory_ran_out() -> None:
+    def advice(zero: int = 0, offload: str | None = None, ranks: int = 8, verb: str = "sft", **settings: object) -> str:
+        return next_setting(verb, settings, zero, offload, ranks)
+
+    assert advice() == "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 (the global batch stays)"
+    assert advice(per_device_train_batch_size=3).startswith(
+        "--per_device_train_batch_size 1 --gradient_accumulation_steps 3 (the global batch stays)"
+    )
+    one = {"per_device_train_batch_size": 1}
+    assert advice(verb="ppo", **one) == "--gradient_checkpointing true (a third slower)"
+    assert advice(gradient_checkpointing=False, **one) == "--gradient_checkpointing true (a third slower)"
+    assert advice(zero=2, **one) == "rlhf launch --zero 3"
+    assert advice(ranks=1, **one).startswith("rlhf launch --zero 1 --offload optimizer")
+    assert advice(zero=3, **one).startswith("rlhf launch --zero 3 --offload optimizer")
+    assert advice(zero=3, offload="optimizer", **one).startswith("rlhf launch --zero 3 --offload params")
+    assert advice(zero=3, offload="params", **one).startswith("--use_peft true")
+    assert advice(zero=3, offload="params", use_peft=True, **one) == "more GPUs, or a smaller model"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from rlhf.config import parse
 from rlhf.errors import UserError
 from rlhf.launcher.files import deepspeed_settings, launch_folder, make_folder, write_files
+from rlhf.launcher.memory import next_setting
 from rlhf.launcher.preflight import Place, check
 from rlhf.launcher.settings import ALONE, is_on, output_dir, read_settings, split_command
 from rlhf.launcher.slurm import Job, submit, write_script
@@ -89,7 +90,7 @@ def run(argv: list[str]) -> int:
         flags = [*flags, "--deepspeed", str(folder / "deepspeed.json")]
     by_hand = ["torchrun", *_torchrun(launch, place), "-m", "rlhf", verb, *flags]
     write_files(folder, deepspeed, by_hand if place.is_first else None)
-    return _run_attempts(launch, place, folder, [verb, *flags], _environment(ranks, on_cpu))
+    return _run_attempts(launch, place, folder, [verb, *flags], settings, _environment(ranks, on_cpu))
 
 
 def with_resume(verb: list[str]) -> list[str]:
@@ -98,7 +99,12 @@ def with_resume(verb: list[str]) -> list[str]:
 
 
 def _run_attempts(
-    launch: LaunchConfig, place: Place, folder: Path, verb: list[str], environment: dict[str, str]
+    launch: LaunchConfig,
+    place: Place,
+    folder: Path,
+    verb: list[str],
+    settings: dict[str, Any],
+    environment: dict[str, str],
 ) -> int:
     old_news = read_news(folder)
     for attempt in range(launch.max_restarts + 1):
@@ -108,6 +114,10 @@ def _run_attempts(
             print("launch: stopped at a checkpoint, as SIGUSR1 asked; go on with --resume true", file=sys.stderr)
         elif end.message:
             print(f"rlhf: launch: {end.message}", file=sys.stderr)
+        if end.out_of_memory:
+            num_ranks = launch.nodes * place.num_ranks
+            advice = next_setting(verb[0], settings, launch.zero or 0, launch.offload, num_ranks)
+            print(f"rlhf: out of memory; next to try: {advice}", file=sys.stderr)
         if not end.may_help or attempt == launch.max_restarts:
             return end.code
         print(f"launch: restart {attempt + 1} of {launch.max_restarts}, from the newest whole checkpoint", flush=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from rlhf.launcher.memory import is_out_of_memory
 from rlhf.launcher.rank import RankFiles, read_mark
 
 STOPPED = 75  # EX_TEMPFAIL, as `rlhf.training`: a checkpoint was asked for and is written
@@ -32,12 +33,14 @@ class End:
     Args:
         code: the first failing rank's exit code, 128 + N for signal N, 0 where all is done.
         message: who failed, where and how, with its last lines; empty where nothing failed.
+        out_of_memory: whether that rank's log says so.
         may_help: whether the same once more may end otherwise: not after an error that the user must mend.
     """
 
     code: int
     message: str = ""
     may_help: bool = False
+    out_of_memory: bool = False
 
 
 @dataclass
@@ -195,7 +198,8 @@ class Watch:
             return End(STOPPED, "")
         shell_code = code if code > 0 else 128 - code
         message = self._message(rank, f"ended with {_how(code)}")
-        return End(shell_code, message, may_help=code != 2)
+        memory = is_out_of_memory(last_lines(RankFiles(self.folder, rank).log))
+        return End(shell_code, message, may_help=code != 2 and not memory, out_of_memory=memory)
 
     def _failed_long_ago_elsewhere(self) -> bool:
         """Whether another node has failed, and this one has had the time to say that it was its own doing."""
@@ -265,6 +269,8 @@ def last_lines(log: Path, count: int = _LINES) -> list[str]:
 def _how(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
+    if code == -signal.SIGKILL:
+        return "SIGKILL (from someone, or from the kernel where memory ran out)"
     try:
         return signal.Signals(-code).name
     except ValueError:
