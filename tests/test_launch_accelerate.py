@@ -21,9 +21,6 @@ FILES = sorted(LAUNCH.glob("*.yaml"))
 def test_accelerate_knows_every_key(path: Path) -> None:
     config = load_config_from_file(str(path))  # raises for keys it does not know
     assert config.num_processes >= 1
-    text = path.read_text()
-    values = [line for line in text.splitlines() if ":" in line and not line.startswith("#")]
-    assert len(values) > 8 and text.count("#") > 5  # reasons
 
 
 def _accelerate(place: Path, verb: list[str], *flags: str) -> subprocess.Popen[str]:

@@ -91,10 +91,13 @@ def test_a_stopped_rank_is_a_hang_and_leaves_no_orphan(policy_folder: Path, tmp_
     assert "most recent call first" in waiting  # the other rank's stack, where it waits
 
 
-def test_a_killed_launcher_leaves_no_orphan(policy_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_launcher_that_is_ended_leaves_no_orphan(number: int, code: int, policy_folder: Path, tmp_path: Path) -> None:
     process = cases.start(["--gpus", "2"], cases.sft(tmp_path, policy_folder, max_steps=5000))
-    when_at_step(process, tmp_path, 5, lambda _: process.kill())
-    process.communicate(timeout=cases.PATIENCE)
+    when_at_step(process, tmp_path, 5, lambda _: process.send_signal(number))
+    _, err = process.communicate(timeout=cases.PATIENCE)
+    assert process.returncode == code
+    assert code == -9 or f"rlhf: launch: stopped by {signal.Signals(number).name}" in err
     until = time.monotonic() + 60
     while cases.alive(tmp_path) and time.monotonic() < until:
         time.sleep(0.1)
