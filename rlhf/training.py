@@ -117,7 +117,7 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch SIGUSR1 meanwhile; SIGUSR2 writes where this process stands to stderr."""
+        """Catch SIGUSR1 meanwhile; from now on SIGUSR2 writes where this process stands to stderr."""
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
             yield
             return

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,14 +117,14 @@ def test_news_of_another_node_ends_this_one_and_old_news_does_not(tmp_path: Path
 
 
 def test_what_to_try_next_where_memory_ran_out() -> None:
-    def advice(zero: int = 0, offload: str | None = None, ranks: int = 8, verb: str = "sft", **settings: object) -> str:
+    def advice(zero: int = 0, offload: Any = None, ranks: int = 8, verb: str = "sft", **settings: Any) -> str:
         return next_setting(verb, settings, zero, offload, ranks)
 
     assert advice() == "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 (the global batch stays)"
     assert advice(per_device_train_batch_size=3).startswith(
         "--per_device_train_batch_size 1 --gradient_accumulation_steps 3 (the global batch stays)"
     )
-    one = {"per_device_train_batch_size": 1}
+    one: dict[str, Any] = {"per_device_train_batch_size": 1}
     assert advice(verb="ppo", **one) == "--gradient_checkpointing true (a third slower)"
     assert advice(gradient_checkpointing=False, **one) == "--gradient_checkpointing true (a third slower)"
     assert advice(zero=2, **one) == "rlhf launch --zero 3"

@@ -24,6 +24,7 @@ _POLL = 0.2  # seconds
 _AGAIN = 2.0  # seconds between signals to ranks that do not listen yet
 _GRACE = 10.0  # seconds in which a node whose ranks die with others' may find out why its own did
 _LINES = 15
+_OWN_SIGNALS = [-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL]
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,8 @@ class Watch:
                 f"torchrun on {socket.gethostname()} ended with {_how(code)}; its last lines, of {log}:{tail}",
                 may_help=code < 0,
             )
-        # The others fail because their connection broke, or are ended by torchrun; a signal is nobody's consequence.
-        first = min(failures, key=lambda one: (one["exit_code"] not in (-9, -11, -7, -6, -4), one["time"]))
+        # The others fail because their connection broke, or NCCL aborts them: these signals come on their own.
+        first = min(failures, key=lambda one: (one["exit_code"] not in _OWN_SIGNALS, one["time"]))
         rank, code = first["rank"], first["exit_code"]
         if code == STOPPED:
             return End(STOPPED, "")
