@@ -22,6 +22,7 @@ VERBS = {
     "dpo": "train a policy on preferences",
     "ppo": "train a policy on the scores of its own replies",
     "compare": "which policy is better, and how sure are we: one report",
+    "launch": "any of these trainings on many GPUs, checked, watched and restarted",
     "recipe": "run the stages of a recipe one after another, resumable",
     "chat": "talk to one policy, or to two side by side, in the browser",
     "serve": "an OpenAI-compatible server on a policy",
@@ -88,6 +89,8 @@ def _dispatch(argv: list[str]) -> None:
         _demo(rest)
     elif verb == "recipe":
         _recipe(rest)
+    elif verb == "launch":
+        _launch(rest)
     elif verb in ("chat", "serve"):
         _talk(verb, rest)
     elif verb == "label":
@@ -130,6 +133,15 @@ def _recipe(argv: list[str]) -> None:
         settings.setdefault(stage, {})[key] = values if len(values) > 1 else values[0]
     runs = run_recipe(path, output_dir, settings, announce=_announce)
     print(f"\n{path}: {len(runs)} stages done")
+
+
+def _launch(argv: list[str]) -> None:
+    """`rlhf launch [--key value ...] -- VERB ...`; the exit code is the verb's."""
+    from rlhf.launcher.command import run
+
+    code = run(argv)
+    if code:
+        sys.exit(code)
 
 
 def _recipe_flags(argv: list[str]) -> tuple[str, dict[str, list[str]]]:

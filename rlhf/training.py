@@ -1,20 +1,24 @@
 """What every trainer here shares: its log goes to the run folder, it resumes, it saves a plain checkpoint."""
 
 import atexit
+import faulthandler
 import json
 import math
 import os
 import shutil
+import signal
+import sys
+import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_callback import ExportableState, ProgressCallback
 from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
@@ -29,12 +33,17 @@ Encoded = TypeVar("Encoded")
 # The last file that transformers writes into a checkpoint: without it the checkpoint was cut off.
 _LAST_WRITTEN = "trainer_state.json"
 
+_SKIPPED_AT_MOST = 20  # log rows in a row
+
+STOPPED = 75  # EX_TEMPFAIL: the exit code after SIGUSR1, with a checkpoint written; the same command resumes
+
 
 class RunLog(TrainerCallback):
-    """Copies every log row to metrics.jsonl, and ends the run where the loss is no number."""
+    """Copies every log row to metrics.jsonl, and ends the run where the loss is no number, or the gradient for long."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self.skipped: list[int] = []  # steps in a row whose gradient was no number
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         logs = {key: value for key, value in (logs or {}).items() if not key.startswith("total_flos")}
@@ -46,6 +55,14 @@ class RunLog(TrainerCallback):
                 f"step {state.global_step}: the loss is {loss}; lower --learning_rate, or train in float32 "
                 "(--bf16 false), then start again"
             )
+        if isinstance(norm := logs.get("grad_norm"), float):
+            self.skipped = [] if math.isfinite(norm) else [*self.skipped, state.global_step]
+            # DeepSpeed leaves such steps out and goes on. A few are float16 finding its scale.
+            if len(self.skipped) == _SKIPPED_AT_MOST:
+                raise UserError(
+                    f"step {state.global_step}: the gradient is no number since step {self.skipped[0]} ({norm}), so "
+                    "nothing is learned; lower --learning_rate, or train in float32 (--bf16 false), then start again"
+                )
 
 
 class Progress(ProgressCallback):
@@ -65,20 +82,101 @@ class Progress(ProgressCallback):
             self.training_bar.set_postfix({name: f"{float(value):.3g}" for name, value in figures.items()})
 
 
+class Heartbeat(TrainerCallback):
+    """Says in a file how far this rank is, for `rlhf launch`, which sees by it whether the rank hangs."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write(f"step {state.global_step + 1}")
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write(f"step {state.global_step + 1}")
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write(f"the evaluation after step {state.global_step}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write(f"what follows the checkpoint of step {state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._write(f"what follows the last step, {state.global_step}")
+
+    def _write(self, where: str) -> None:
+        with suppress(OSError):  # a full disk is the run's to report
+            self.path.write_text(where, encoding="utf-8")
+
+
+class StopOnSignal(TrainerCallback):
+    """After SIGUSR1 to any rank, all save a checkpoint at the end of the step and stop training."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.stopped = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch SIGUSR1 meanwhile; from now on SIGUSR2 writes where this process stands to stderr."""
+        if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
+            yield
+            return
+        before = signal.signal(signal.SIGUSR1, self._ask)
+        with suppress(OSError):  # stderr may be closed
+            faulthandler.register(signal.SIGUSR2, file=2, all_threads=False)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        asked = self.asked
+        if args.world_size > 1:  # to save takes all ranks, at the same step
+            flag = torch.tensor(int(asked), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            asked = bool(flag.item())
+        if asked and state.global_step < state.max_steps:
+            self.stopped = control.should_save = control.should_training_stop = True
+        return control
+
+
+class NumRanks(TrainerCallback, ExportableState):
+    """Writes into trainer_state.json how many ranks the checkpoint has files of."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.num_ranks = args.world_size
+        state.stateful_callbacks["NumRanks"] = self.state()  # a resumed state has only what its checkpoint had
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"num_ranks": self.num_ranks}}
+
+    num_ranks = 1
+
+
 def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     """Train (from the newest whole checkpoint with `resume`), save, and return the last metrics.
 
-    The model is saved at the top of the run folder as a plain Hugging Face folder.
+    The model is saved at the top of the run folder as a plain Hugging Face folder. On SIGUSR1 a checkpoint is
+    written after the step and the process exits with code 75; `resume` goes on from there.
     """
     drop_torn_checkpoints(folder.path)
-    last = get_last_checkpoint(str(folder.path)) if resume else None
+    last = newest_checkpoint(folder.path) if resume else None
     if resume:
         folder.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
     trainer.add_callback(RunLog(folder))
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(Progress())
+    stop = StopOnSignal()
+    for callback in (stop, NumRanks(), *([Heartbeat(beat)] if (beat := os.environ.get("RLHF_BEAT")) else [])):
+        trainer.add_callback(callback)
     with _quiet():
-        result = trainer.train(resume_from_checkpoint=last)
+        with stop.listening():
+            result = trainer.train(resume_from_checkpoint=last)
+        if stop.stopped:
+            _leave_at_checkpoint()
         trainer.save_model(str(folder.path))
     folder.tokens_trained = _tokens_trained(folder.path / "metrics.jsonl")
     if is_main_process():
@@ -139,13 +237,56 @@ def load_for_training(model_config: ModelConfig, training: Any) -> Any:
     return load_causal(path, model_config.dtype, bool(training.trust_remote_code), **options)
 
 
+def _leave_at_checkpoint() -> None:
+    """Exit once all ranks have written their part: torchrun ends the others when one is gone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    if is_main_process():
+        print("stopped at a checkpoint; go on with --resume true")
+    sys.exit(STOPPED)
+
+
 def drop_torn_checkpoints(folder: Path) -> None:
     """Remove checkpoints that a kill or a full disk cut off, so that resume finds the newest whole one."""
     if not is_main_process():
         return
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / _LAST_WRITTEN).is_file():
+        if not is_whole(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint; None where there is none. The same on all ranks, whoever removes torn ones."""
+    steps = {
+        int(checkpoint.name.rsplit("-", 1)[1]): checkpoint
+        for checkpoint in folder.glob("checkpoint-*")
+        if checkpoint.name.rsplit("-", 1)[1].isdigit() and is_whole(checkpoint)
+    }
+    return str(steps[max(steps)]) if steps else None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end, by all its ranks.
+
+    Rank 0 writes trainer_state.json last of its own files, when others may not have written theirs yet: their
+    random states, and under DeepSpeed their parts of the optimizer.
+    """
+    try:
+        state = json.loads((checkpoint / _LAST_WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    callbacks = state.get("stateful_callbacks") or {}
+    num_ranks = callbacks.get("NumRanks", {}).get("attributes", {}).get("num_ranks", 1)
+    parts = list(checkpoint.glob("rng_state*.pth"))
+    # save_only_model leaves no random states, and nothing of any rank but the first.
+    if num_ranks > 1 and parts and len(parts) < num_ranks:
+        return False
+    for sharded in checkpoint.glob("global_step*"):
+        shards = list(sharded.glob("*zero_pp_rank_*_optim_states.pt"))
+        if len(shards) < num_ranks or not (checkpoint / "latest").is_file():
+            return False
+        parts += [*shards, *sharded.glob("*_model_states.pt")]
+    return all(zipfile.is_zipfile(part) for part in parts)
 
 
 def set_up(arguments: Any) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = [
     ["rlhf.__main__"],
     ["rlhf.cli"],
-    ["rlhf.demo"],
+    ["rlhf.demo", "rlhf.launcher"],
     ["rlhf.loop"],
     ["rlhf.planner"],
     [

@@ -11,7 +11,7 @@ from rlhf.planner.stages import Held, Stage
 GIB = 2**30
 # The CUDA context with cuBLAS's workspace, and what NCCL adds where ranks talk. Of the order of what nvidia-smi shows.
 _CONTEXT, _NCCL = 600 * 2**20, 600 * 2**20
-# Kept free: blocks that the allocator cannot reuse, and what the plan gets wrong (docs/launching.md).
+# Kept free: blocks that the allocator cannot reuse, and what the plan gets wrong (docs/planning.md).
 MARGIN = 0.10
 _ADAM = 2  # moments of a weight
 _MASTER = 4  # bytes of DeepSpeed's own float32 copy of a weight

@@ -1,0 +1,128 @@
+"""Ranks that are killed, stop, or see no number: two real processes that train, each ended by its own means."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.launcher.files import launch_folder
+from rlhf.launcher.rank import RankFiles, read_mark
+from tests import launch_cases as cases
+
+LONG = {"max_steps": 30, "save_strategy": "steps", "save_steps": 5}
+ZERO2 = ["--gpus", "2", "--zero", "2"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def when_at_step(process: subprocess.Popen[str], place: Path, step: int, act: Callable[[int], Any]) -> None:
+    """Do something to rank 1's process (its id is given) as soon as its training is at a step."""
+    files = RankFiles(launch_folder(place / "run"), 1)
+    until = time.monotonic() + cases.PATIENCE
+    while time.monotonic() < until:
+        told = re.fullmatch(r"step (\d+)", files.beat.read_text()) if files.beat.is_file() else None
+        mark = read_mark(files)
+        if told and int(told[1]) >= step and mark:
+            act(mark.pid)
+            return
+        if process.poll() is not None:
+            raise AssertionError(f"the job ended before step {step}: {process.communicate()}")
+        time.sleep(0.005)
+    raise AssertionError(f"rank 1 never came to step {step}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str]], Path]:
+    """The run folder of a job that nobody disturbed, made once."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def run(verb: str, own: list[str]) -> Path:
+        key = (verb, *own)
+        if key not in made:
+            place = tmp_path_factory.mktemp("undisturbed")
+            done = cases.launch(own, getattr(cases, verb)(place, policy_folder, **LONG))
+            assert done.returncode == 0, done.stderr
+            made[key] = place / "run"
+        return made[key]
+
+    return run
+
+
+def _same_weights(left: Path, right: Path) -> None:
+    mine, other = cases.weights(left), cases.weights(right)
+    assert mine.keys() == other.keys()
+    for name, weight in mine.items():
+        torch.testing.assert_close(weight, other[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(("verb", "own"), [("sft", ZERO2), ("dpo", ["--gpus", "2", "--zero", "3"])], ids=["sft", "dpo"])
+def test_a_killed_rank_is_restarted_to_the_same_result(
+    undisturbed: Any, policy_folder: Path, tmp_path: Path, verb: str, own: list[str]
+) -> None:
+    process = cases.start([*own, "--max_restarts", "1"], getattr(cases, verb)(tmp_path, policy_folder, **LONG))
+    when_at_step(process, tmp_path, 12, lambda pid: os.kill(pid, signal.SIGKILL))
+    out, err = process.communicate(timeout=cases.PATIENCE)
+    assert process.returncode == 0, err
+    assert re.search(
+        r"rlhf: launch: rank 1 on \S+ ended with SIGKILL during step \d+; its last lines, of \S+rank-1.log:", err
+    )
+    assert "launch: restart 1 of 1, from the newest whole checkpoint" in out
+    steps = [row["step"] for row in cases.rows(tmp_path / "run") if "loss" in row]
+    assert steps == list(range(1, 31))
+    _same_weights(tmp_path / "run", undisturbed(verb, own))
+    assert cases.alive(tmp_path) == []
+
+
+def test_a_stopped_rank_is_a_hang_and_leaves_no_orphan(policy_folder: Path, tmp_path: Path) -> None:
+    own = ["--gpus", "2", "--hang_seconds", "20"]
+    process = cases.start(own, cases.sft(tmp_path, policy_folder, max_steps=5000))
+    when_at_step(process, tmp_path, 5, lambda pid: os.kill(pid, signal.SIGSTOP))
+    _, err = process.communicate(timeout=cases.PATIENCE)
+    assert process.returncode == 124
+    assert re.search(r"rank 1 on \S+ hangs: no step and no line for 2\d s \(--hang_seconds\) during step \d+;", err)
+    assert cases.alive(tmp_path) == []
+    waiting = (launch_folder(tmp_path / "run") / "logs" / "rank-0.log").read_text()
+    assert "most recent call first" in waiting  # the other rank's stack, where it waits
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_launcher_that_is_ended_leaves_no_orphan(number: int, code: int, policy_folder: Path, tmp_path: Path) -> None:
+    process = cases.start(["--gpus", "2"], cases.sft(tmp_path, policy_folder, max_steps=5000))
+    when_at_step(process, tmp_path, 5, lambda _: process.send_signal(number))
+    _, err = process.communicate(timeout=cases.PATIENCE)
+    assert process.returncode == code
+    assert code == -9 or f"rlhf: launch: stopped by {signal.Signals(number).name}" in err
+    until = time.monotonic() + 60
+    while cases.alive(tmp_path) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert cases.alive(tmp_path) == []
+
+
+def test_a_loss_that_is_no_number_ends_all_and_is_not_tried_again(policy_folder: Path, tmp_path: Path) -> None:
+    verb = cases.sft(tmp_path, policy_folder, learning_rate=1e25, max_steps=5000)
+    done = cases.launch(["--gpus", "2", "--max_restarts", "3"], verb)
+    assert done.returncode == 2
+    assert re.search(r"rank \d on \S+ ended with exit code 2 during step \d+; its last lines", done.stderr)
+    assert re.search(r"rlhf: step \d+: the loss is (nan|inf); lower --learning_rate", done.stderr)
+    assert "restart" not in done.stdout
+    assert cases.alive(tmp_path) == []
+
+
+def test_sigusr1_saves_and_resume_gives_the_same_result(undisturbed: Any, policy_folder: Path, tmp_path: Path) -> None:
+    verb = cases.sft(tmp_path, policy_folder, **LONG)
+    process = cases.start(ZERO2, verb)
+    when_at_step(process, tmp_path, 13, lambda _: process.send_signal(signal.SIGUSR1))
+    _, err = process.communicate(timeout=cases.PATIENCE)
+    assert process.returncode == 75
+    assert "launch: stopped at a checkpoint, as SIGUSR1 asked; go on with --resume true" in err
+    newest = max(int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert 13 <= newest < 30
+    done = cases.launch(ZERO2, [*verb, "--resume", "true"])
+    assert done.returncode == 0, done.stderr
+    _same_weights(tmp_path / "run", undisturbed("sft", ZERO2))

@@ -1,0 +1,135 @@
+"""What the watch reads: last lines of logs, checkpoints that were cut off."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.launcher.memory import next_setting
+from rlhf.launcher.watch import Watch, last_lines, read_news
+from rlhf.training import drop_torn_checkpoints, is_whole, newest_checkpoint
+
+
+def test_last_lines_of_a_log_with_a_bar(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_bytes(b"one\n\n 0%\r50%\r100%\ntwo\r\nthree")
+    assert last_lines(log) == ["one", "100%", "two", "three"]
+    assert last_lines(log, 2) == ["two", "three"]
+    assert last_lines(tmp_path / "none.log") == []
+
+
+def _checkpoint(folder: Path, step: int, num_ranks: int, sharded: bool = False) -> Path:
+    """As the trainer leaves it: of each rank its random state, and under DeepSpeed its part of the optimizer."""
+    made = folder / f"checkpoint-{step}"
+    made.mkdir(parents=True)
+    names = [f"rng_state_{rank}.pth" for rank in range(num_ranks)] if num_ranks > 1 else ["rng_state.pth"]
+    if sharded:
+        (made / f"global_step{step}").mkdir()
+        (made / "latest").write_text(f"global_step{step}")
+        names += [f"global_step{step}/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(num_ranks)]
+    for name in names:
+        torch.save({"state": torch.zeros(3)}, made / name)
+    callbacks = {"NumRanks": {"args": {}, "attributes": {"num_ranks": num_ranks}}}
+    (made / "trainer_state.json").write_text(json.dumps({"global_step": step, "stateful_callbacks": callbacks}))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("trainer_state.json", "gone"),
+        ("trainer_state.json", "cut"),
+        ("rng_state_1.pth", "gone"),
+        ("rng_state_1.pth", "cut"),
+        ("latest", "gone"),
+        ("global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt", "gone"),
+        ("global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt", "cut"),
+    ],
+)
+def test_a_torn_checkpoint_is_known_and_skipped(tmp_path: Path, name: str, how: str) -> None:
+    whole, torn = _checkpoint(tmp_path, 2, 2, sharded=True), _checkpoint(tmp_path, 4, 2, sharded=True)
+    assert is_whole(whole) and is_whole(torn)
+    assert newest_checkpoint(tmp_path) == str(torn)
+    content = (torn / name).read_bytes()
+    (torn / name).unlink()
+    if how == "cut":
+        (torn / name).write_bytes(content[: len(content) // 2])
+    assert not is_whole(torn)
+    assert newest_checkpoint(tmp_path) == str(whole)
+    drop_torn_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
+
+
+def test_checkpoints_from_before_ranks_were_noted_are_whole(tmp_path: Path) -> None:
+    old = _checkpoint(tmp_path, 2, 2)
+    (old / "trainer_state.json").write_text('{"global_step": 2}')
+    assert is_whole(old)
+    shutil.rmtree(old)
+    assert newest_checkpoint(tmp_path) is None
+
+
+_FAILING = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+(folder / "ranks" / "rank-1.json").write_text(json.dumps({"pid": os.getpid(), "host": "here"}))
+(folder / "ranks" / "rank-1.beat").write_text("step 7")
+(folder / "logs" / "rank-1.log").write_text("Traceback\\ntorch.OutOfMemoryError: CUDA out of memory. Tried to ...\\n")
+failures = [{"rank": 0, "exit_code": 1, "time": 5}, {"rank": 1, "exit_code": 1, "time": 4}]
+(folder / "ranks" / "ended-0.json").write_text(json.dumps(failures))
+sys.exit(1)
+"""
+
+
+def test_the_first_rank_that_failed_is_named_and_memory_is_not_tried_again(tmp_path: Path) -> None:
+    for part in ("logs", "ranks"):
+        (tmp_path / part).mkdir()
+    end = Watch(tmp_path, range(2), {}).run([sys.executable, "-c", _FAILING, str(tmp_path)])
+    assert end.code == 1 and end.out_of_memory and not end.may_help
+    log = tmp_path / "logs" / "rank-1.log"
+    assert end.message == (
+        f"rank 1 on here ended with exit code 1 during step 7; its last lines, of {log}:\n"
+        "    Traceback\n    torch.OutOfMemoryError: CUDA out of memory. Tried to ..."
+    )
+
+
+def test_a_starter_that_cannot_start_is_told_with_its_own_lines(tmp_path: Path) -> None:
+    for part in ("logs", "ranks"):
+        (tmp_path / part).mkdir()
+    end = Watch(tmp_path, range(2), {}).run([sys.executable, "-c", "raise SystemExit('no such thing')"])
+    assert end.code == 1 and not end.may_help
+    assert "ended with exit code 1; its last lines" in end.message and end.message.endswith("\n    no such thing")
+
+
+def test_news_of_another_node_ends_this_one_and_old_news_does_not(tmp_path: Path) -> None:
+    for part in ("logs", "ranks"):
+        (tmp_path / part).mkdir()
+    news = tmp_path / "ranks" / "failed-0.json"
+    news.write_text(json.dumps({"host": "other", "code": 9, "may_help": True}))
+    idle = [sys.executable, "-c", "import signal; signal.pause()"]
+    end = Watch(tmp_path, range(1), {}).run(idle)
+    assert (end.code, end.message, end.may_help) == (9, "a rank on other failed, and its message is there", True)
+    done = Watch(tmp_path, range(1), {}, old_news=read_news(tmp_path)).run([sys.executable, "-c", ""])
+    assert done.code == 0
+
+
+def test_what_to_try_next_where_memory_ran_out() -> None:
+    def advice(zero: int = 0, offload: Any = None, ranks: int = 8, verb: str = "sft", **settings: Any) -> str:
+        return next_setting(verb, settings, zero, offload, ranks)
+
+    assert advice() == "--per_device_train_batch_size 4 --gradient_accumulation_steps 2 (the global batch stays)"
+    assert advice(per_device_train_batch_size=3).startswith(
+        "--per_device_train_batch_size 1 --gradient_accumulation_steps 3 (the global batch stays)"
+    )
+    one: dict[str, Any] = {"per_device_train_batch_size": 1}
+    assert advice(verb="ppo", **one) == "--gradient_checkpointing true (a third slower)"
+    assert advice(gradient_checkpointing=False, **one) == "--gradient_checkpointing true (a third slower)"
+    assert advice(zero=2, **one) == "rlhf launch --zero 3"
+    assert advice(ranks=1, **one).startswith("rlhf launch --zero 1 --offload optimizer")
+    assert advice(zero=3, **one).startswith("rlhf launch --zero 3 --offload optimizer")
+    assert advice(zero=3, offload="optimizer", **one).startswith("rlhf launch --zero 3 --offload params")
+    assert advice(zero=3, offload="params", **one).startswith("--use_peft true")
+    assert advice(zero=3, offload="params", use_peft=True, **one) == "more GPUs, or a smaller model"
