@@ -70,7 +70,7 @@ def test_a_killed_rank_is_restarted_to_the_same_result(
     out, err = process.communicate(timeout=cases.PATIENCE)
     assert process.returncode == 0, err
     assert re.search(
-        r"rlhf: launch: rank 1 on \S+ ended with SIGKILL during step \d+; its last lines, of \S+rank-1.log:", err
+        r"rlhf: launch: rank 1 on \S+ ended with SIGKILL \(from .*\) during .*; its last lines, of \S+rank-1.log:", err
     )
     assert "launch: restart 1 of 1, from the newest whole checkpoint" in out
     steps = [row["step"] for row in cases.rows(tmp_path / "run") if "loss" in row]
