@@ -47,7 +47,29 @@ def judges(settings: Any) -> dict[str, RewardFunction]:
         found["reward_model"] = load_reward_model(settings.reward_model, batch_size=settings.batch_size)
     if settings.gold:
         found["gold"] = load_function(settings.gold, "gold")
+    for entry in settings.judges:
+        name, equals, place = entry.partition("=")
+        if not equals or not name or not place or name in (*found, "people", "llm_judge"):
+            raise UserError(f"judges: `{entry}` is no name=module:function or name=RUN with a name of its own")
+        found[name] = _judge(place, settings.batch_size)
     return found
+
+
+def _judge(place: str, batch_size: int) -> RewardFunction:
+    """A function, a reward model, or the mean of several."""
+    from rlhf.scoring import load_reward_model
+
+    if ":" in place and not Path(place).exists():
+        return load_function(place, "judges")
+    models = [load_reward_model(path, batch_size=batch_size) for path in place.split(",")]
+    if len(models) == 1:
+        return models[0]
+
+    def ensemble(prompts: Any, responses: Any, **columns: Any) -> list[float]:
+        scores = [model(prompts, responses, **columns) for model in models]
+        return [sum(row) / len(row) for row in zip(*scores, strict=True)]
+
+    return ensemble
 
 
 def people(settings: Any) -> tuple[list[Task], list[Ranking]] | None:

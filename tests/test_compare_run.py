@@ -257,6 +257,7 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"temperature": -1.0}, BOTH, "^temperature: is -1, must be 0 or more"),
     ({"temperature": 0.0, "num_responses": 2}, BOTH, "^num_responses: is 2 at temperature 0"),
     ({"max_new_tokens": 256}, BOTH, "^max_new_tokens: 256 leaves no room"),
+    ({"looks": [200, 100]}, BOTH, r"^looks: is \[200, 100\], must be numbers of prompts that rise"),
 ]
 
 

@@ -1,9 +1,11 @@
 """Where policies stand: by hand where that can be, and against the rooms' own functions where not."""
 
+import dataclasses
 from math import comb, log
 
 import pytest
 
+from rlhf.compare.anytime import anytime_intervals
 from rlhf.compare.page import render_page
 from rlhf.compare.report import build_report
 from rlhf.compare.sections import standing
@@ -50,3 +52,19 @@ def test_every_judge_has_a_table() -> None:
     report = build_report(study(wins(0.7), wins(0.4)))
     assert [one["label"] for one in standing.view(report)["judges"]] == ["gold", "the reward model"]
     assert "By the reward model" in render_page(study(wins(0.7), wins(0.4)), report)
+
+
+def test_looking_again_has_an_interval_of_its_own() -> None:
+    """60% of 200 prompts: decided by the interval for one look, not over three."""
+    made = study([[0.0] * 200, [1.0 if at % 5 < 3 else -1.0 for at in range(200)]], None)
+    made = dataclasses.replace(made, settings=made.settings | {"looks": [50, 100]})
+    report = build_report(made)
+    (pair,) = report["standing"]["judges"]["gold"]["pairs"]
+    outcomes = [0.0 if at % 5 < 3 else 1.0 for at in range(200)]  # sft's
+    last = anytime_intervals(outcomes, [50, 100, 200])[-1]
+    assert (pair["anytime"]["low"], pair["anytime"]["high"]) == pytest.approx((last.low, last.high), abs=1e-6)
+    assert report["pairs"][0]["verdict"] == "dpo" and last.high is not None and last.high > 0.5
+    first, second = standing.warnings(report)
+    assert first.startswith("This 95% interval is made for one look and was looked at 3 times")
+    assert second.startswith("sft against dpo is undecided over all 3 looks: the anytime-valid interval")
+    assert build_report(study(wins(0.6), None))["standing"]["judges"]["gold"]["pairs"][0]["anytime"] is None

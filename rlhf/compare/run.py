@@ -77,6 +77,20 @@ class CompareConfig:
     batch_size: int = field(default=32, metadata={"help": "Responses generated or scored at a time."})
     seed: int = field(default=0, metadata={"help": "Seed of the sampling and of the bootstrap."})
     num_bootstrap: int = field(default=2000, metadata={"help": "Resamples of the prompts behind each interval."})
+    looks: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "After how many prompts the result was looked at before, where more were added since: adds an "
+            "interval that holds at all looks."
+        },
+    )
+    judges: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Further judges, as `name=module:function` (rlhf.compare.checks:number_matches) or `name=RUN`; "
+            "`name=RUN,RUN` is the mean of several reward models."
+        },
+    )
     confidence: float = field(default=0.95, metadata={"help": "Confidence of the intervals."})
     dtype: str | None = field(default=None, metadata={"help": "float32 (default), bfloat16, float16 or auto."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
@@ -207,6 +221,8 @@ def _check_numbers(settings: CompareConfig) -> None:
         raise UserError(f"num_bootstrap: is {settings.num_bootstrap}, must be at least 100; 2000 is usual")
     if not 0.5 <= settings.confidence < 1:
         raise UserError(f"confidence: is {settings.confidence:g}, must be from 0.5 to below 1; 0.95 is usual")
+    if settings.looks != sorted(set(settings.looks)) or min(settings.looks, default=1) < 1:
+        raise UserError(f"looks: is {settings.looks}, must be numbers of prompts that rise, as [100, 200]")
     if settings.temperature < 0:
         raise UserError(f"temperature: is {settings.temperature:g}, must be 0 or more")
     if settings.temperature == 0 and settings.num_responses > 1:
@@ -287,6 +303,7 @@ def _recorded(
         "seed": settings.seed,
         "confidence": settings.confidence,
         "num_bootstrap": settings.num_bootstrap,
+        "looks": settings.looks,
         "length_unit": "tokens, the end of turn included",
         "kl_unit": "nats a response, policy to reference",
     }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf.compare.anytime import anytime_intervals, looked_too_often
 from rlhf.compare.as_json import interval_numbers, plain
 from rlhf.compare.judges import label
 from rlhf.compare.length_control import (
@@ -101,7 +102,16 @@ def _tests(study: Study, a: int, b: int, scores: NDArray[np.float64], wins: NDAr
         "length_controlled": None,
         "style_controlled": None,
         "more_prompts": prompts_to_decide(outcomes, study.bootstrap.confidence),
+        "anytime": _anytime(study, outcomes),
     }
+
+
+def _anytime(study: Study, outcomes: NDArray[np.float64]) -> dict[str, Any] | None:
+    """The win rate's interval that holds at all looks, where there were others; prompts count in their order."""
+    before = [look for look in study.settings.get("looks") or [] if look < len(outcomes)]
+    if not before:
+        return None
+    return interval_numbers(anytime_intervals(outcomes, [*before, len(outcomes)], study.bootstrap.confidence)[-1])
 
 
 def _controlled(rate: ControlledRate) -> dict[str, Any]:
@@ -177,7 +187,7 @@ def _decide(report: dict[str, Any], judge: str, pair: dict[str, Any]) -> str:
 def warnings(report: dict[str, Any]) -> list[str]:
     """Where the deciding judge's verdict hangs on length, and where correction for many comparisons takes one away."""
     judge = report["settings"]["decided_by"]
-    found = []
+    found = _looked(report, judge)
     for pair in report["standing"]["judges"][judge]["pairs"]:
         raw, controlled = _raw(report, judge, pair), pair["length_controlled"]
         moved = raw["rate"]["mean"] - controlled["win_rate"]["mean"]
@@ -192,6 +202,25 @@ def warnings(report: dict[str, Any]) -> list[str]:
             found.append(
                 f"{names} is decided alone, but not among {len(report['policies'])} policies: corrected for all "
                 f"comparisons (Holm) p = {_p(pair['holm'])}."
+            )
+    return found
+
+
+def _looked(report: dict[str, Any], judge: str) -> list[str]:
+    """What looking before does to the verdicts."""
+    pairs = [pair for pair in report["standing"]["judges"][judge]["pairs"] if pair["anytime"] is not None]
+    if not pairs:
+        return []
+    looks, confidence = len(report["settings"]["looks"]) + 1, report["settings"]["confidence"]
+    told = looked_too_often(looks, confidence) or ""
+    found = [f"{told[0].upper()}{told[1:]}."]
+    for pair in pairs:
+        interval = Interval(**pair["anytime"])
+        if not _raw(report, judge, pair)["open"] and not (interval.is_above(0.5) or interval.is_below(0.5)):
+            low, high = (percent(pair["anytime"][end]) for end in ("low", "high"))
+            found.append(
+                f"{pair['a']} against {pair['b']} is undecided over all {looks} looks: the anytime-valid interval of "
+                f"the win rate is {low} to {high}."
             )
     return found
 
