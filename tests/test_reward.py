@@ -114,3 +114,10 @@ def test_bad_input_writes_nothing(tmp_path: Path, policy_folder: Path) -> None:
     with pytest.raises(UserError, match=r"empty\.jsonl: is empty"):
         _reward(tmp_path, policy_folder, preferences=tmp_path / "empty.jsonl")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_needs_no_other_flag(tmp_path: Path, policy_folder: Path) -> None:
+    """peft's default task type, generation, would find no head; what is saved scores by itself."""
+    run = _reward(tmp_path, policy_folder, use_peft=True, lora_r=4, max_steps=2)
+    assert run.config["lora_task_type"] == "SEQ_CLS"
+    assert 0 <= run.metrics["accuracy"]["mean"] <= 1
