@@ -52,9 +52,7 @@ def run(config: Config) -> Run:
     data, model_config, training = config
     set_up(training)
     path = model_path(model_config)
-    model_config.lora_task_type = (
-        "SEQ_CLS"  # with a head, whatever the flags say
-    )
+    model_config.lora_task_type = "SEQ_CLS"  # with a head, whatever the flags say
     preferences = read_jsonl(data.preferences, Preference)
     held_out = read_jsonl(data.eval_preferences, Preference) if data.eval_preferences else []
     ties = read_jsonl(data.eval_ties, Tie) if data.eval_ties else []
