@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class LaunchConfig:
         default=None, metadata={"help": "This node's number, 0 for the first; SLURM_NODEID by default."}
     )
     main_address: str | None = field(default=None, metadata={"help": "Address of node 0, as the others reach it."})
-    main_port: int = field(default=29500, metadata={"help": "A free port of node 0; one node finds its own."})
+    main_port: int = field(default=29500, metadata={"help": "A free port of node 0, and after it one for each restart; one node finds its own."})
     slurm: bool = field(
         default=False, metadata={"help": "Start nothing: write a SLURM job's script to the launch folder."}
     )
@@ -123,6 +123,8 @@ def _run_attempts(
         print(f"launch: restart {attempt + 1} of {launch.max_restarts}, from the newest whole checkpoint", flush=True)
         if launch.nodes == 1:
             place = _place(launch, place.num_ranks, place.num_gpus is None)  # another port
+        else:  # the next one: at the old one a node that is quicker would meet what is left of the attempt before
+            place = replace(place, port=launch.main_port + attempt + 1)
     raise AssertionError("unreachable")
 
 
