@@ -42,7 +42,10 @@ class LaunchConfig:
         default=None, metadata={"help": "This node's number, 0 for the first; SLURM_NODEID by default."}
     )
     main_address: str | None = field(default=None, metadata={"help": "Address of node 0, as the others reach it."})
-    main_port: int = field(default=29500, metadata={"help": "A free port of node 0, and after it one for each restart; one node finds its own."})
+    main_port: int = field(
+        default=29500,
+        metadata={"help": "A free port of node 0, and after it one for each restart; one node finds its own."},
+    )
     slurm: bool = field(
         default=False, metadata={"help": "Start nothing: write a SLURM job's script to the launch folder."}
     )
