@@ -21,9 +21,13 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from install_trl_peer import install
+
+from rlhf.demo.domain import draw_prompts
+from rlhf.records import write_jsonl
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "compare_speed.json"
@@ -45,6 +49,8 @@ def main() -> None:
     arguments = parser.parse_args()
     install(arguments.peer, TRL)
     with tempfile.TemporaryDirectory() as folder:
+        arguments.prompts = Path(folder) / "prompts.jsonl"  # the demo's own held-out ones are 300
+        write_jsonl(arguments.prompts, draw_prompts(held_out=True, num_prompts=arguments.num_prompts, rng=Random(0)))
         turns = []
         for turn in range(arguments.turns):
             turns.append({arm: run_arm(arm, Path(folder) / f"{arm}-{turn}", arguments) for arm in ARMS})
@@ -138,7 +144,7 @@ def _inputs(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "policies": {name: str(demo / name) for name in POLICIES},
         "reward": str(demo / "reward"),
-        "prompts": str(demo / "demo-write" / "prompts.reward.jsonl"),  # the held-out ones are 300
+        "prompts": str(arguments.prompts),
         "num_prompts": arguments.num_prompts,
         "max_new_tokens": arguments.max_new_tokens,
         "trl": str(arguments.peer.resolve()),
