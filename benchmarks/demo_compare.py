@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/demo_compare.py --seeds 0 1 2 3 4
 
 Each seed takes about three demos' time (the demo's own stages, two more DPO and two more PPO runs, 24 points). What
-is finished in --runs is read and not run again. Prints Markdown, writes benchmarks/results/demo_compare.json and
+is finished in --runs is read and not run again; seeds of an earlier call stay in the results. Prints Markdown, writes benchmarks/results/demo_compare.json and
 docs/figures/demo_frontier.svg.
 """
 
@@ -34,13 +34,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     arguments = parser.parse_args()
-    seeds = []
+    seeds = [row for row in earlier(arguments.out) if row["seed"] not in arguments.seeds]
     for seed in arguments.seeds:
         folder = Path(arguments.runs.format(seed=seed))
         runs = run_study(folder, seed, arguments.tiny)
         seeds.append(measured(folder, seed) | {"seconds": {name: run.seconds for name, run in runs.items()}})
+        seeds.sort(key=lambda row: row["seed"])
         write(seeds, arguments)
     print(policies_table(seeds), equal_kl_table(seeds), over_optimisation_table(seeds), votes_table(seeds), sep="\n\n")
+
+
+def earlier(results: Path) -> list[dict[str, Any]]:
+    """The seeds that an earlier call has written."""
+    return json.loads(results.read_text())["seeds"] if results.exists() else []
 
 
 def write(seeds: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
