@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/demo_compare.py --seeds 0 1 2 3 4
 
 Each seed takes about three demos' time (the demo's own stages, two more DPO and two more PPO runs, 24 points). What
-is finished in --runs is read and not run again; seeds of an earlier call stay in the results. Prints Markdown, writes benchmarks/results/demo_compare.json and
-docs/figures/demo_frontier.svg.
+is finished in --runs is read and not run again; seeds of an earlier call stay in the results. Prints Markdown, writes
+benchmarks/results/demo_compare.json and docs/figures/demo_frontier.svg.
 """
 
 import argparse
