@@ -47,20 +47,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def take_config(argv: list[str], default: str | None) -> tuple[str | None, list[str]]:
+    """The path after `--config`, `default` where there is none, and the flags without both words.
+
+    Raises UserError for a `--config` without a path.
+    """
+    if "--config" not in argv:
+        return default, list(argv)
+    at = argv.index("--config")
+    if at + 1 >= len(argv):
+        raise UserError("--config: needs the path of a YAML file")
+    return argv[at + 1], [*argv[:at], *argv[at + 2 :]]
+
+
 def parse(config_type: type[Config], argv: list[str], default_config: str | None = None) -> Config:
     """Read `--config FILE` and `--key value` flags into the dataclasses of `config_type`.
 
     `config_type` is a NamedTuple whose fields are dataclasses; their keys share one flat name space.
     Raises UserError for unknown keys (naming the nearest), values of the wrong type and missing keys.
     """
-    argv = list(argv)
-    config_path = default_config
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 >= len(argv):
-            raise UserError("--config: needs the path of a YAML file")
-        config_path = argv[at + 1]
-        del argv[at : at + 2]
+    config_path, argv = take_config(argv, default_config)
     values = read_yaml(packaged(config_path)) if config_path else {}
     return from_values(config_type, values, config_path or "the command line", argv)
 

@@ -9,20 +9,11 @@ import pytest
 
 from rlhf import cli
 from tests import stages
+from tests.cli_cases import fails
 
 
 def _rlhf(*argv: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "rlhf", *argv], capture_output=True, text=True, check=False, cwd=cwd)
-
-
-def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(argv))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("rlhf: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def test_help_names_every_verb() -> None:
@@ -46,7 +37,7 @@ def test_help_names_every_verb() -> None:
     ],
 )
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
-    assert message in _fails(capsys, *argv)
+    assert message in fails(capsys, *argv)
 
 
 def test_a_run_ends_with_a_table_and_the_next_command(
@@ -58,7 +49,7 @@ def test_a_run_ends_with_a_table_and_the_next_command(
     out = capsys.readouterr().out
     assert "num responses" in out
     assert f"next: rlhf label --tasks {tmp_path / 'run'}/tasks.jsonl" in out
-    assert "holds a finished sample run" in _fails(
+    assert "holds a finished sample run" in fails(
         capsys, "sample", "--policies", str(policy_folder), "--prompts", str(prompts), *flags
     )
 
@@ -69,7 +60,7 @@ def test_configs_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFix
     assert {"configs/sft.yaml", "configs/recipes/hh_harmless.yaml", "configs/templates/chatml.jinja"} <= set(listed)
     cli.main(["configs", str(tmp_path / "mine")])
     assert (tmp_path / "mine" / "sft.yaml").is_file()
-    assert "is not empty" in _fails(capsys, "configs", str(tmp_path / "mine"))
+    assert "is not empty" in fails(capsys, "configs", str(tmp_path / "mine"))
 
 
 def test_every_shipped_config_is_a_verb_s_or_a_recipe() -> None:

@@ -33,7 +33,7 @@ def when_at_step(process: subprocess.Popen[str], place: Path, step: int, act: Ca
             return
         if process.poll() is not None:
             raise AssertionError(f"the job ended before step {step}: {process.communicate()}")
-        time.sleep(0.005)
+        time.sleep(0.005)  # another process's step: nothing to wait on but its file
     raise AssertionError(f"rank 1 never came to step {step}")
 
 
@@ -100,7 +100,7 @@ def test_a_launcher_that_is_ended_leaves_no_orphan(number: int, code: int, polic
     assert code == -9 or f"rlhf: launch: stopped by {signal.Signals(number).name}" in err
     until = time.monotonic() + 60
     while cases.alive(tmp_path) and time.monotonic() < until:
-        time.sleep(0.1)
+        time.sleep(0.1)  # they are no children of ours, so there is nothing to wait on
     assert cases.alive(tmp_path) == []
 
 

@@ -65,7 +65,7 @@ with open_run("sft", sys.argv[1], {}, {}, resume=len(sys.argv) > 2) as folder:
         folder.finish()
     else:
         print("at work", flush=True)
-        time.sleep(600)
+        time.sleep(600)  # until it is killed
 """
 
 
@@ -75,7 +75,7 @@ def test_what_a_killed_attempt_used_counts(tmp_path: Path) -> None:
     assert worker.stdout is not None and worker.stdout.readline() == b"at work\n"
     while not (out / NOTED).is_file() or json.loads((out / NOTED).read_text())["seconds"] < 0.5:
         assert worker.poll() is None
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks at its notes
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     noted = json.loads((out / NOTED).read_text())

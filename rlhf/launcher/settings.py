@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import packaged, read_yaml
+from rlhf.config import packaged, read_yaml, take_config
 from rlhf.errors import UserError, nearest
 
 TRAINERS = ["pretrain", "sft", "reward", "dpo", "ppo"]
@@ -34,13 +34,8 @@ def config_path(verb: str, argv: list[str]) -> str | None:
 
     Raises UserError for a `--config` without a path.
     """
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 >= len(argv):
-            raise UserError("--config: needs the path of a YAML file")
-        return argv[at + 1]
     default = f"configs/{verb}.yaml"
-    return default if packaged(default).is_file() else None
+    return take_config(argv, default if packaged(default).is_file() else None)[0]
 
 
 def read_settings(verb: str, argv: list[str]) -> dict[str, Any]:

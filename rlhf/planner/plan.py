@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf.config import from_values, packaged, read_yaml
+from rlhf.config import from_values, packaged, read_yaml, take_config
 from rlhf.errors import UserError
 from rlhf.planner.memory import Account, device_memory
 from rlhf.planner.options import PlanOptions
@@ -49,16 +49,11 @@ def read(config_type: Any, verb: str, argv: list[str]) -> tuple[PlanOptions, tup
     Where the plan is for GPUs and there is none here, precision and PPO's micro-batch are as they would be there.
     Raises UserError as rlhf.config.parse does.
     """
-    argv = list(argv)
-    path = f"configs/{verb}.yaml"
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 >= len(argv):
-            raise UserError("--config: needs the path of a YAML file")
-        path = argv[at + 1]
-        del argv[at : at + 2]
+    default = f"configs/{verb}.yaml"
+    path, argv = take_config(argv, default)
+    path = path or default
     fields = [("options", PlanOptions), *typing.get_type_hints(config_type).items()]
-    asked = NamedTuple("asked", fields)  # type: ignore[misc]
+    asked = NamedTuple("asked", fields)  # type: ignore[misc]  # made of fields that are known here only
     values = read_yaml(packaged("configs/plan.yaml")) | read_yaml(packaged(path))
     values.pop("deepspeed", None)  # the plan's to choose
     parts = from_values(asked, values, path, argv)
