@@ -125,4 +125,4 @@ def warnings(report: dict[str, Any]) -> list[str]:
     ]
 
 
-SECTION = Section("agreement", "Do the judges agree", build, view, warnings=warnings)
+SECTION = Section("agreement", "Do the judges agree", build, view, warnings=warnings, says=sentences)
