@@ -1,6 +1,7 @@
 """How likely texts are under a policy, and how far it has moved from its reference on the replies that it writes."""
 
 import contextlib
+from collections.abc import Container, Iterator
 from typing import Any
 
 from rlhf.errors import UserError
@@ -19,22 +20,39 @@ def reply_kl(
     (Amini et al. 2025, "Better Estimation of the KL Divergence Between Language Models").
     Both distributions are those at `temperature`, the one that the replies were drawn at.
     """
+    totals = [0.0] * len(replies)
+    for _, batch in kl_batches(policy, reference, replies, temperature, batch_size):
+        for row, total in batch:
+            totals[row] = total
+    return totals
+
+
+def kl_batches(
+    policy: Policy,
+    reference: Policy,
+    replies: list[Reply],
+    temperature: float,
+    batch_size: int,
+    skip: Container[int] = (),
+) -> Iterator[tuple[int, list[tuple[int, float]]]]:
+    """`reply_kl` batch by batch: its number, and the place in `replies` and KL of each reply in it.
+
+    Batches of the numbers in `skip` are left out: the same replies and batch size make the same batches.
+    """
     import torch
 
     scale = temperature if temperature > 0 else 1.0
-    totals = [0.0] * len(replies)
     batch_size = scoring_batch(batch_size, policy.model)
     with torch.no_grad(), _evaluating(policy.model), _evaluating(reference.model):
-        for rows, input_ids, attention, keep in _padded(policy, replies, batch_size):
+        for number, (rows, input_ids, attention, keep) in enumerate(_padded(policy, replies, batch_size)):
+            if number in skip:
+                continue
             logps = torch.log_softmax(_logits(policy.model, input_ids, attention, keep) / scale, dim=-1)
             others = torch.log_softmax(_logits(reference.model, input_ids, attention, keep) / scale, dim=-1)
             kl = (logps.exp() * (logps - others)).sum(-1)  # (tokens of all replies,)
             table = kl.new_zeros(keep.shape)
             table[keep] = kl
-            sums = table.sum(-1).clamp(min=0)
-            for row, total in zip(rows, sums.tolist(), strict=True):
-                totals[row] = total
-    return totals
+            yield number, list(zip(rows, table.sum(-1).clamp(min=0).tolist(), strict=True))
 
 
 def text_logp(policy: Policy, texts: list[str], batch_size: int = 32) -> list[float]:

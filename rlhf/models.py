@@ -1,6 +1,7 @@
 """Tokenizers, policies and classifiers: loaded safely from plain Hugging Face folders, or made anew."""
 
 import contextlib
+import gc
 import json
 import logging
 from collections.abc import Iterable, Iterator
@@ -181,6 +182,15 @@ def new_llama(tokenizer: Any, hidden_size: int, num_layers: int, num_heads: int,
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def free_memory() -> None:
+    """Give back what models that nobody holds any more have left."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def stop_ids(model: Any) -> list[int]:

@@ -47,6 +47,11 @@ def read_run(folder: str | Path) -> Run:
     return parse_record(path.read_text(encoding="utf-8"), Run, str(path))
 
 
+def model_id(path: str) -> str:
+    """What names a model in records: its run's id, else its path or Hub id."""
+    return read_run(path).id if (Path(path) / "run.json").is_file() else path
+
+
 @dataclasses.dataclass
 class RunFolder:
     """An open run: log to it while working, then `finish` it.

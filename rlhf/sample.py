@@ -15,7 +15,7 @@ from rlhf.generate import Reply, Sampling, batches, check_room, generate
 from rlhf.models import Policy, load_policy
 from rlhf.parts import PartFile
 from rlhf.records import Prompt, Response, Run, Task, make_id, parse_record, read_jsonl, write_jsonl
-from rlhf.runs import open_run, read_run
+from rlhf.runs import model_id, open_run
 
 
 @dataclass
@@ -65,7 +65,7 @@ def run(config: Config) -> Run:
         responses: list[Response] = []
         for number, (path, policy) in enumerate(policies.items()):
             part = folder.path / f"policy-{number}.jsonl.part"
-            responses += _sample(policy, prompts, settings, sampling, part, _run_id(path), cut)
+            responses += _sample(policy, prompts, settings, sampling, part, model_id(path), cut)
         responses.sort(key=lambda response: (response.prompt_id, response.id))
         write_jsonl(folder.path / "responses.jsonl", responses)
         num_tasks = write_jsonl(folder.path / "tasks.jsonl", tasks(prompts, responses))
@@ -139,7 +139,3 @@ def _response(reply: Reply, prompts: list[Prompt], run_id: str, sampling: Sampli
         "num_tokens": len(reply.ids),
     }
     return Response(make_id("rsp", run_id, prompt.id, how), prompt.id, reply.text, run_id, how)
-
-
-def _run_id(path: str) -> str:
-    return read_run(path).id if (Path(path) / "run.json").is_file() else path

@@ -203,6 +203,32 @@ def test_a_kill_loses_no_finished_policy(place: Path, tmp_path: Path) -> None:
     assert (out / "report.json").read_bytes() == (tmp_path / "whole" / "report.json").read_bytes()
 
 
+def test_a_kill_amid_the_kl_loses_no_batch(place: Path, tmp_path: Path) -> None:
+    run(config(place, tmp_path / "whole", batch_size=2), BOTH)
+    out = tmp_path / "killed"
+    batches = []
+    real = answers_module.kl_batches
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        for batch in real(*args, **kwargs):
+            if len(batches) == 2:
+                raise KeyboardInterrupt
+            batches.append(batch)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers_module, "kl_batches", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(place, out, batch_size=2), BOTH)
+    with pytest.MonkeyPatch.context() as patch:
+        generated = _count_generations(patch)
+        patch.setattr(answers_module, "kl_batches", lambda *args, skip: real(*args, skip=batches.append(skip) or skip))
+        run(config(place, out, batch_size=2, resume=True), BOTH)
+    assert batches[-1] == {0, 1} and generated == ["dpo"]  # it asks which responses are missing: none
+    assert (out / "report.json").read_bytes() == (tmp_path / "whole" / "report.json").read_bytes()
+    assert not list(out.glob("*.part"))
+
+
 def test_a_gold_that_fails_late_keeps_what_was_generated(place: Path, tmp_path: Path) -> None:
     def sometimes_nan(prompts: list, responses: list, **columns: Any) -> list[float]:
         return [math.nan if column == 3 else 1.0 for column in columns["number"]]

@@ -1,7 +1,6 @@
 """Each policy's answers to the same prompts, and how far each lies from the reference; one policy at a time."""
 
 import dataclasses
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from tqdm import tqdm
 from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
 from rlhf.generate import Reply, Sampling, generate
-from rlhf.likelihood import reply_kl
-from rlhf.models import Policy, load_policy
+from rlhf.likelihood import kl_batches
+from rlhf.models import Policy, free_memory, load_policy
 from rlhf.parts import PartFile
 from rlhf.records import Prompt, Response, make_id, read_jsonl, write_jsonl
-from rlhf.runs import read_run
+from rlhf.runs import model_id
 
 
 @dataclass(frozen=True)
@@ -70,25 +69,26 @@ class Questions:
 def answer_all(policies: dict[str, str], reference: str, questions: Questions, folder: Path) -> list[Answers]:
     """The answers of every policy (name: path), each written to `responses.<name>.jsonl` when complete.
 
-    A policy whose file is complete is not generated again, nor are the batches of one that a kill cut off. At most
-    one policy and the reference are in memory. Raises UserError where a policy cannot be loaded or has no room for
-    the prompts.
+    A policy whose file is complete is not generated again, nor are the batches of one that a kill cut off, nor
+    is their KL measured again. At most one policy and the reference are in memory. Raises UserError where a policy
+    cannot be loaded or has no room for the prompts.
     """
     answers = []
     loaded: Policy | None = None  # the reference
     for name, path in policies.items():
         file = folder / f"responses.{name}.jsonl"
-        ids = _run_id(path), _run_id(reference)
+        ids = model_id(path), model_id(reference)
         responses = _read_complete(file, ids, questions)
         if responses is None:
             loaded = loaded or _load(reference, questions)
             policy = loaded if same_place(path, reference) else _load(path, questions)
-            part = PartFile(folder / f"responses.{name}.part")
-            responses = _answer(name, ids, policy, loaded, questions, part)
+            parts = PartFile(folder / f"responses.{name}.part"), PartFile(folder / f"kl.{name}.part")
+            responses = _answer(name, ids, policy, loaded, questions, *parts)
             write_jsonl(file, responses)
-            part.path.unlink(missing_ok=True)
+            for part in parts:
+                part.path.unlink(missing_ok=True)
             del policy
-            _free_memory()
+            free_memory()
         size = questions.num_responses
         rows = [responses[start : start + size] for start in range(0, len(responses), size)]
         answers.append(Answers(name, rows))
@@ -105,7 +105,13 @@ def _load(path: str, questions: Questions) -> Policy:
 
 
 def _answer(
-    name: str, ids: tuple[str, str], policy: Policy, reference: Policy, questions: Questions, part: PartFile
+    name: str,
+    ids: tuple[str, str],
+    policy: Policy,
+    reference: Policy,
+    questions: Questions,
+    part: PartFile,
+    kl_part: PartFile,
 ) -> list[Response]:
     messages = [prompt.messages for prompt in questions.prompts]
     cut = CutReport()
@@ -121,18 +127,23 @@ def _answer(
     if sentence := cut.sentence(f"prompts of {name}", policy.max_length):
         print(sentence)
     replies.sort(key=lambda reply: (reply.prompt_index, reply.index))
-    kls = _kls(name, policy, reference, replies, questions)
+    kls = _kls(name, policy, reference, replies, questions, kl_part)
     return [_response(reply, kl, *ids, questions) for reply, kl in zip(replies, kls, strict=True)]
 
 
 def _kls(
-    name: str, policy: Policy, reference: Policy, replies: list[Reply], questions: Questions
+    name: str, policy: Policy, reference: Policy, replies: list[Reply], questions: Questions, part: PartFile
 ) -> list[float] | list[None]:
     if policy is reference:
         return [0.0] * len(replies)
     if not _share_tokens(policy, reference):
         return [None] * len(replies)
-    kls = reply_kl(policy, reference, replies, questions.sampling.temperature, questions.batch_size)
+    temperature, batch_size = questions.sampling.temperature, questions.batch_size
+    with part:
+        for number, batch in kl_batches(policy, reference, replies, temperature, batch_size, skip=set(part.done)):
+            part.add(number, [{"reply": at, "kl": kl} for at, kl in batch])
+    by_reply = {row["reply"]: row["kl"] for rows in part.done.values() for row in rows}
+    kls = [by_reply[at] for at in range(len(replies))]
     if not np.isfinite(kls).all():
         raise UserError(
             f"{name}: its KL to the reference is not finite, so a model's numbers overflowed; "
@@ -170,15 +181,3 @@ def _read_complete(file: Path, ids: tuple[str, str], questions: Questions) -> li
     there = [(one.prompt_id, one.sampling.get("index"), one.run_id, one.sampling.get("reference")) for one in responses]
     asked = [(prompt.id, index, *ids) for prompt in questions.prompts for index in range(questions.num_responses)]
     return responses if there == asked else None
-
-
-def _run_id(path: str) -> str:
-    return read_run(path).id if (Path(path) / "run.json").is_file() else path
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
