@@ -22,6 +22,7 @@ VERBS = {
     "dpo": "train a policy on preferences",
     "ppo": "train a policy on the scores of its own replies",
     "compare": "which policy is better, and how sure are we: one report",
+    "watch": "a comparison in the browser while it runs: progress, win rates so far, the report",
     "launch": "any of these trainings on many GPUs, checked, watched and restarted",
     "recipe": "run the stages of a recipe one after another, resumable",
     "chat": "talk to one policy, or to two side by side, in the browser",
@@ -93,6 +94,8 @@ def _dispatch(argv: list[str]) -> None:
         _launch(rest)
     elif verb in ("chat", "serve"):
         _talk(verb, rest)
+    elif verb == "watch":
+        _watch(rest)
     elif verb == "label":
         _label(rest)
     else:
@@ -180,6 +183,15 @@ def _talk(verb: str, argv: list[str]) -> None:
     default = f"configs/{verb}.yaml"
     flags = ["--policies", *runs] if runs else []
     module.run(parse(module.Config, [*flags, *argv], default if packaged(default).is_file() else None))
+
+
+def _watch(argv: list[str]) -> None:
+    """`rlhf watch RUN [--host HOST] [--port PORT]`."""
+    from rlhf.compare.live.page import Config, run
+    from rlhf.config import parse
+
+    given = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
+    run(parse(Config, given, None))
 
 
 def _label(argv: list[str]) -> None:

@@ -20,18 +20,8 @@ class PartFile:
         self.path = path
         self.done: dict[int, list[dict[str, Any]]] = {}
         self._out: IO[str] | None = None
-        whole = 0
         if path.exists():
-            with path.open("rb") as lines:
-                for line in lines:
-                    if not line.endswith(b"\n"):
-                        break
-                    try:
-                        row = json.loads(line)
-                        self.done[int(row["batch"])] = list(row["rows"])
-                    except (ValueError, TypeError, KeyError):
-                        raise UserError(f"{path}: holds no batches of ours; remove it and run again") from None
-                    whole += len(line)
+            self.done, whole = read_batches(path)
             with path.open("rb+") as file:
                 file.truncate(whole)
 
@@ -53,3 +43,23 @@ class PartFile:
         self._out.flush()
         os.fsync(self._out.fileno())
         self.done[number] = rows
+
+
+def read_batches(path: Path) -> tuple[dict[int, list[dict[str, Any]]], int]:
+    """Rows by batch number, and how many bytes they take; the file may be written to meanwhile.
+
+    A last line that is not whole is left out. Raises UserError for a file that holds something else.
+    """
+    done: dict[int, list[dict[str, Any]]] = {}
+    whole = 0
+    with path.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                done[int(row["batch"])] = list(row["rows"])
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"{path}: holds no batches of ours; remove it and run again") from None
+            whole += len(line)
+    return done, whole

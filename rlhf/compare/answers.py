@@ -1,6 +1,7 @@
 """Each policy's answers to the same prompts, and how far each lies from the reference; one policy at a time."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,12 +67,19 @@ class Questions:
     trust_remote_code: bool = False
 
 
-def answer_all(policies: dict[str, str], reference: str, questions: Questions, folder: Path) -> list[Answers]:
+# Told of answers as they come: the policy's name, and (prompt, index, text) of each.
+Heard = Callable[[str, Sequence[tuple[int, int, str]]], None]
+
+
+def answer_all(
+    policies: dict[str, str], reference: str, questions: Questions, folder: Path, heard: Heard | None = None
+) -> list[Answers]:
     """The answers of every policy (name: path), each written to `responses.<name>.jsonl` when complete.
 
     A policy whose file is complete is not generated again, nor are the batches of one that a kill cut off, nor
     is their KL measured again. At most one policy and the reference are in memory. Raises UserError where a policy
-    cannot be loaded or has no room for the prompts.
+    cannot be loaded or has no room for the prompts. `heard` is told of every batch, those that were there already
+    first.
     """
     answers = []
     loaded: Policy | None = None  # the reference
@@ -83,12 +91,15 @@ def answer_all(policies: dict[str, str], reference: str, questions: Questions, f
             loaded = loaded or _load(reference, questions)
             policy = loaded if same_place(path, reference) else _load(path, questions)
             parts = PartFile(folder / f"responses.{name}.part"), PartFile(folder / f"kl.{name}.part")
-            responses = _answer(name, ids, policy, loaded, questions, *parts)
+            responses = _answer(name, ids, policy, loaded, questions, *parts, heard)
             write_jsonl(file, responses)
             for part in parts:
                 part.path.unlink(missing_ok=True)
             del policy
             free_memory()
+        elif heard is not None:
+            places = [divmod(at, questions.num_responses) for at in range(len(responses))]
+            heard(name, [(*place, one.text) for place, one in zip(places, responses, strict=True)])
         size = questions.num_responses
         rows = [responses[start : start + size] for start in range(0, len(responses), size)]
         answers.append(Answers(name, rows))
@@ -112,23 +123,32 @@ def _answer(
     questions: Questions,
     part: PartFile,
     kl_part: PartFile,
+    heard: Heard | None,
 ) -> list[Response]:
     messages = [prompt.messages for prompt in questions.prompts]
     cut = CutReport()
-    replies = [Reply(**row) for rows in part.done.values() for row in rows]
+    replies: list[Reply] = []
+    for rows in part.done.values():
+        replies += _told(name, [Reply(**row) for row in rows], heard)
     size = questions.num_responses
     with tqdm(total=len(messages) * size, initial=len(replies), desc=name, unit=" responses") as bar, part:
         for number, batch in generate(
             policy, messages, size, questions.sampling, questions.batch_size, skip=set(part.done), cut=cut
         ):
             part.add(number, [dataclasses.asdict(reply) for reply in batch])
-            replies += batch
+            replies += _told(name, batch, heard)
             bar.update(len(batch))
     if sentence := cut.sentence(f"prompts of {name}", policy.max_length):
         print(sentence)
     replies.sort(key=lambda reply: (reply.prompt_index, reply.index))
     kls = _kls(name, policy, reference, replies, questions, kl_part)
     return [_response(reply, kl, *ids, questions) for reply, kl in zip(replies, kls, strict=True)]
+
+
+def _told(name: str, batch: list[Reply], heard: Heard | None) -> list[Reply]:
+    if heard is not None:
+        heard(name, [(reply.prompt_index, reply.index, reply.text) for reply in batch])
+    return batch
 
 
 def _kls(

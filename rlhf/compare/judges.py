@@ -58,15 +58,20 @@ def check_judges(judges: Mapping[str, RewardFunction], prompts: Sequence[Prompt]
 
 
 def score_texts(
-    name: str, judge: RewardFunction, prompts: Sequence[Prompt], texts: Sequence[Sequence[Sequence[str]]]
+    name: str,
+    judge: RewardFunction,
+    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[Sequence[str]]],
+    known: Mapping[tuple[int, str], float] | None = None,
 ) -> NDArray[np.float64]:
     """A judge's score of every response, (policies, prompts, responses).
 
     Args:
         name: the judge's, for errors.
-        judge: a RewardFunction; it gets all prompts and responses in one call.
+        judge: a RewardFunction; it gets all prompts and responses that are not in `known` in one call.
         prompts: the prompts.
         texts: for each policy, for each prompt, its responses.
+        known: scores that the judge gave already, by place of the prompt and text.
 
     The same text to the same prompt is judged once, so that it can only tie with itself. Raises
     UserError where the judge gives another number of values, or one that is not finite.
@@ -76,6 +81,17 @@ def score_texts(
         [[places.setdefault((at, text), len(places)) for text in responses] for at, responses in enumerate(policy)]
         for policy in texts
     ]
+    scored = dict(known or {})
+    scored |= ask_judge(name, judge, prompts, [place for place in places if place not in scored])
+    return np.array([scored[place] for place in places])[np.array(index)]
+
+
+def ask_judge(
+    name: str, judge: RewardFunction, prompts: Sequence[Prompt], places: Sequence[tuple[int, str]]
+) -> dict[tuple[int, str], float]:
+    """A judge's score of each (place of a prompt, text), in one call. Raises UserError as `score_texts`."""
+    if not places:
+        return {}
     columns = shared_columns(prompts)
     rows = [at for at, _ in places]
     values = judge(
@@ -83,14 +99,14 @@ def score_texts(
         [text for _, text in places],
         **{column: [given[at] for at in rows] for column, given in columns.items()},
     )
-    numbers = _numbers(name, values, len(places))
-    for (at, text), number in zip(places, numbers, strict=True):
+    scored = dict(zip(places, _numbers(name, values, len(places)), strict=True))
+    for (at, text), number in scored.items():
         if not math.isfinite(number):
             raise UserError(
                 f"{name}: gave {number} for prompt `{prompts[at].id}` and response {text[:60]!r}; it must give a "
                 "finite number. Mend it, then go on with --resume true: what was generated is kept"
             )
-    return np.array(numbers)[np.array(index)]
+    return scored
 
 
 def _numbers(name: str, values: Any, expected: int) -> list[float]:

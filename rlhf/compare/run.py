@@ -1,8 +1,9 @@
 """compare: N policies on the same held-out prompts; which is better, how sure is that, and at what cost."""
 
+import contextlib
 import json
-import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 from rlhf.compare.answers import Questions, same_place
 from rlhf.compare.held_out import check_held_out
 from rlhf.compare.judges import GOLD, LLM_JUDGE, REWARD_MODEL, check_judges, in_order, score_texts
+from rlhf.compare.live.page import HERE, watching
+from rlhf.compare.live.scores import PROMPTS, ScoresSoFar
 from rlhf.compare.llm_judge.policies import check_two, judge_policies, read_judge
 from rlhf.compare.markdown import render_markdown
 from rlhf.compare.page import render_page
@@ -21,8 +24,8 @@ from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sections.frontier import FrontierConfig
 from rlhf.compare.sections.quality import QualityConfig
 from rlhf.compare.sections.safety import SafetyConfig
-from rlhf.compare.sources import FILE, SERVER, answer_policies, check_sources, described, models_of, source_of
-from rlhf.compare.statistics import UNDECIDED, Bootstrap
+from rlhf.compare.sources import answer_policies, check_sources, described, folder_name, models_of, named_policies
+from rlhf.compare.statistics import Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.compare.tables import pairs_csv, policies_csv
 from rlhf.compare.terminal import print_report
@@ -31,7 +34,8 @@ from rlhf.data.split import prompt_key
 from rlhf.errors import UserError
 from rlhf.generate import Sampling
 from rlhf.models import load_tokenizer
-from rlhf.records import Prompt, Ranking, RewardFunction, Run, Task, read_jsonl, write_whole
+from rlhf.ports import choose_port
+from rlhf.records import Prompt, Ranking, RewardFunction, Run, Task, read_jsonl, write_jsonl, write_whole
 from rlhf.runs import check_output_dir, file_sha256, open_run
 
 
@@ -95,6 +99,11 @@ class CompareConfig:
     dtype: str | None = field(default=None, metadata={"help": "float32 (default), bfloat16, float16 or auto."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a checkpoint."})
     open: bool = field(default=False, metadata={"help": "Open report.html in a browser when done."})
+    live: bool = field(
+        default=False,
+        metadata={"help": "Show how far it is, win rates so far and answers on a page, until Ctrl-C."},
+    )
+    port: int = field(default=7860, metadata={"help": "Port of the live page; 0 = any free one."})
     resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run."})
 
 
@@ -123,6 +132,7 @@ def run(
     check_output_dir(settings.output_dir, settings.resume)
     policies = named_policies(settings.policies)
     _check_numbers(settings)
+    port = choose_port(HERE, settings.port) if settings.live else 0
     prompts = _read_prompts(settings)
     judges = _check_judges(settings, judges, prompts)
     sampling = Sampling(settings.temperature, settings.max_new_tokens, settings.seed)
@@ -153,10 +163,18 @@ def run(
     held_out = check_held_out(prompts, settings.prompts, learners, settings.train_data)
 
     inputs = _inputs(settings, policies) | config.safety.inputs() | config.quality.inputs()
-    with open_run("compare", settings.output_dir, _as_recorded(as_dict(config)), inputs, settings.resume) as to:
-        answers = answer_policies(policies, reference, questions, to.path)
+    with (
+        contextlib.ExitStack() as live,
+        open_run("compare", settings.output_dir, _as_recorded(as_dict(config)), inputs, settings.resume) as to,
+    ):
+        if settings.live:
+            print(f"live view at {live.enter_context(watching(to.path, HERE, port))}", flush=True)
+        write_jsonl(to.path / PROMPTS, [Prompt(prompt.id, prompt.messages) for prompt in prompts])
+        so_far = ScoresSoFar(judges, prompts, to.path)
+        answers = answer_policies(policies, reference, questions, to.path, so_far.hear)
         texts = [answer.texts for answer in answers]
-        scores = {name: score_texts(name, judge, prompts, texts) for name, judge in judges.items()}
+        known = so_far.known
+        scores = {name: score_texts(name, judge, prompts, texts, known[name]) for name, judge in judges.items()}
         clusters = [prompt_key(prompt.messages) for prompt in prompts]
         bootstrap = Bootstrap(clusters, settings.confidence, settings.num_bootstrap, settings.seed)
         told = None if language is None else judge_policies(language, prompts, answers)
@@ -176,32 +194,18 @@ def run(
         write_whole(to.path / "pairs.csv", [pairs_csv(report)])
         print_report(report)
         done = to.finish(**_metrics(report, len(prompts)))
-    if settings.open:
-        show_page(Path(settings.output_dir) / "report.html")
+        so_far.remove()
+        if settings.open:
+            show_page(to.path / "report.html")
+        if settings.live:
+            live.callback(_until_interrupted)  # once the run's folder is closed, before the page is
     return done
 
 
-def named_policies(given: list[str]) -> dict[str, str]:
-    """Display name to path: `name=path`, or a path whose last folder is the name.
-
-    Raises UserError for no policy, two of one name, and names that cannot be part of a file's name.
-    """
-    policies: dict[str, str] = {}
-    for entry in given:
-        name, equals, path = entry.partition("=")
-        if not equals or os.sep in name or Path(entry).exists():
-            name, path = _folder_name(entry), entry
-        if not name or not path or name != name.strip() or name.startswith(".") or name == UNDECIDED:
-            raise UserError(f"policies: `{entry}` gives no name to show; write it as name=path")
-        if name in policies:
-            raise UserError(
-                f"policies: `{policies[name]}` and `{path}` have the same name `{name}`; "
-                f"give one another, as {name}2={path}"
-            )
-        policies[name] = path
-    if not policies:
-        raise UserError("policies: is empty; give run folders or checkpoints, the baseline first")
-    return policies
+def _until_interrupted() -> None:
+    print("done; the live view stays until Ctrl-C", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        threading.Event().wait()
 
 
 def _check_models_only(config: Config, name: str) -> None:
@@ -269,9 +273,9 @@ def _inputs(settings: CompareConfig, policies: dict[str, str]) -> dict[str, str 
 
 
 def _as_recorded(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as run.json has it: `people` may be a database's URL, and `open` changes no result."""
+    """The config as run.json has it: `people` may be a database's URL, and how it is shown changes no result."""
     url = config["people"]
-    config = {key: value for key, value in config.items() if key != "open"}
+    config = {key: value for key, value in config.items() if key not in ("open", "live", "port")}
     return config if url is None else config | {"people": re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)}
 
 
@@ -287,11 +291,11 @@ def _recorded(
     return {
         "policies": list(policies),
         "baseline": next(iter(policies)),
-        "reference": named[0] if named else _folder_name(reference),
+        "reference": named[0] if named else folder_name(reference),
         "judges": [*judges, *([LLM_JUDGE] if settings.llm_judge else [])],
         "decided_by": next(iter(judges)),
         "gold": settings.gold if GOLD in judges else None,
-        "reward_model": _folder_name(settings.reward_model or "") if REWARD_MODEL in judges else None,
+        "reward_model": folder_name(settings.reward_model or "") if REWARD_MODEL in judges else None,
         "prompts": Path(settings.prompts).name,
         "prompts_sha256": file_sha256(settings.prompts),
         "num_prompts": len(prompts),
@@ -307,14 +311,6 @@ def _recorded(
         "length_unit": "tokens, the end of turn included",
         "kl_unit": "nats a response, policy to reference",
     }
-
-
-def _folder_name(path: str) -> str:
-    if source_of(path) == SERVER:
-        return path.partition("#")[2]
-    if source_of(path) == FILE:
-        return Path(path).stem
-    return Path(path).name or Path(path).resolve().name
 
 
 def _metrics(report: dict[str, Any], num_prompts: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,11 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from rlhf.compare.answers import Answers, Questions, answer_all
+from rlhf.compare.answers import Answers, Heard, Questions, answer_all
 from rlhf.compare.llm_judge.budget import Budget
 from rlhf.compare.llm_judge.cache import Reply, ReplyCache, request_key
 from rlhf.compare.llm_judge.endpoint import JudgeEndpoint, Refused
+from rlhf.compare.statistics import UNDECIDED
 from rlhf.errors import UserError
 from rlhf.models import load_tokenizer
 from rlhf.records import Prompt, Response, make_id, write_jsonl
@@ -29,6 +31,37 @@ def source_of(path: str) -> str:
     if path.startswith(("http://", "https://")):
         return SERVER
     return FILE if path.endswith(".jsonl") else MODEL
+
+
+def named_policies(given: list[str]) -> dict[str, str]:
+    """Display name to path: `name=path`, or a path whose last folder is the name.
+
+    Raises UserError for no policy, two of one name, and names that cannot be part of a file's name.
+    """
+    policies: dict[str, str] = {}
+    for entry in given:
+        name, equals, path = entry.partition("=")
+        if not equals or os.sep in name or Path(entry).exists():
+            name, path = folder_name(entry), entry
+        if not name or not path or name != name.strip() or name.startswith(".") or name == UNDECIDED:
+            raise UserError(f"policies: `{entry}` gives no name to show; write it as name=path")
+        if name in policies:
+            raise UserError(
+                f"policies: `{policies[name]}` and `{path}` have the same name `{name}`; "
+                f"give one another, as {name}2={path}"
+            )
+        policies[name] = path
+    if not policies:
+        raise UserError("policies: is empty; give run folders or checkpoints, the baseline first")
+    return policies
+
+
+def folder_name(path: str) -> str:
+    if source_of(path) == SERVER:
+        return path.partition("#")[2]
+    if source_of(path) == FILE:
+        return Path(path).stem
+    return Path(path).name or Path(path).resolve().name
 
 
 def models_of(policies: Mapping[str, str]) -> dict[str, str]:
@@ -67,13 +100,15 @@ def described(policies: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def answer_policies(policies: Mapping[str, str], reference: str, questions: Questions, folder: Path) -> list[Answers]:
+def answer_policies(
+    policies: Mapping[str, str], reference: str, questions: Questions, folder: Path, heard: Heard | None = None
+) -> list[Answers]:
     """The answers of every policy, in their order, each written to `responses.<name>.jsonl`; models as `answer_all`.
 
     Lengths of the others are in the reference's tokens, the end of turn included; they have no KL, and a file may
     not say whether a response ended by itself.
     """
-    found = {one.name: one for one in answer_all(models_of(policies), reference, questions, folder)}
+    found = {one.name: one for one in answer_all(models_of(policies), reference, questions, folder, heard)}
     others = {name: path for name, path in policies.items() if name not in found}
     tokenizer = load_tokenizer(reference, trust_remote_code=questions.trust_remote_code) if others else None
     for name, path in others.items():
@@ -89,6 +124,8 @@ def answer_policies(policies: Mapping[str, str], reference: str, questions: Ques
         ]
         write_jsonl(folder / f"responses.{name}.jsonl", [response for row in rows for response in row])
         found[name] = Answers(name, rows)
+        if heard is not None:
+            heard(name, [(at, i, one.text) for at, row in enumerate(rows) for i, one in enumerate(row)])
     return [found[name] for name in policies]
 
 
