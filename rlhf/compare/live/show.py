@@ -12,8 +12,6 @@ _LONGEST = 4000  # characters of a text that are shown; the report has all
 _TEMPLATES = str.maketrans(
     {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "\\": "&#92;", "\0": "\N{REPLACEMENT CHARACTER}"}
 )
-    {"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;", "\\": "&#92;", "\0": "\N{REPLACEMENT CHARACTER}"}
-)
 
 
 def escaped(text: str) -> str:
@@ -42,7 +40,9 @@ def heading(shot: Snapshot) -> str:
 
 
 def progress(shot: Snapshot) -> str:
-    """A bar for each stage."""
+    """A bar for each stage, until all are done."""
+    if shot.finished:
+        return ""
     return f'<section><h2>How far it is</h2><ol class="live-stages">{"".join(map(_stage, shot.stages))}</ol></section>'
 
 
