@@ -6,7 +6,7 @@ A prompt's replies are averaged first and prompts are what intervals resample, a
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
@@ -121,7 +121,10 @@ def quality(replies: Replies, bootstrap: Bootstrap) -> dict[str, Interval | None
     `repetition`, `self_bleu`, `length` (in tokens, or words), `finished` where known: means over prompts.
     `distinct_1`, `distinct_2`, `distinct_3`: of all replies together, see `distinct`.
     """
-    found = {name: _interval(values, _BOUNDS[name], bootstrap) for name, values in replies.measures.items()}
+    found: dict[str, Interval | None] = dict.fromkeys(replies.measures)
+    for bounds in dict.fromkeys(_BOUNDS.values()):
+        some = {name: values for name, values in replies.measures.items() if _BOUNDS[name] == bounds}
+        found |= _intervals(some, bounds, bootstrap)
     return found | {f"distinct_{n}": distinct(replies, n, bootstrap) for n in DISTINCT}
 
 
@@ -132,8 +135,8 @@ def quality_differences(a: Replies, b: Replies, bootstrap: Bootstrap) -> dict[st
     """
     if len(a.texts) != len(b.texts):
         raise ValueError(f"policies must have answered the same prompts, these answered {len(a.texts)}, {len(b.texts)}")
-    both = [name for name in a.measures if name in b.measures]
-    found = {name: _interval(a.measures[name] - b.measures[name], (None, None), bootstrap) for name in both}
+    less = {name: a.measures[name] - b.measures[name] for name in a.measures if name in b.measures}
+    found = _intervals(less, (None, None), bootstrap)
     return found | {f"distinct_{n}": distinct_difference(a, b, n, bootstrap) for n in DISTINCT}
 
 
@@ -150,16 +153,23 @@ def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def _interval(
-    values: NDArray[np.float64], bounds: tuple[float | None, float | None], bootstrap: Bootstrap
-) -> Interval | None:
-    """The interval over the prompts that have the figure."""
-    there = np.flatnonzero(~np.isnan(values))
-    if not there.size:
-        return None
-    if bootstrap.clusters is not None:
-        bootstrap = dataclasses.replace(bootstrap, clusters=[bootstrap.clusters[at] for at in there.tolist()])
-    return bootstrap.interval(values[there], bounds)
+def _intervals(
+    measures: Mapping[str, NDArray[np.float64]], bounds: tuple[float | None, float | None], bootstrap: Bootstrap
+) -> dict[str, Interval | None]:
+    """The interval of each over the prompts that have it; those of the same prompts are resampled together."""
+    found: dict[str, Interval | None] = dict.fromkeys(measures)
+    alike: dict[bytes, list[str]] = {}
+    for name, values in measures.items():
+        alike.setdefault(np.isnan(values).tobytes(), []).append(name)
+    for names in alike.values():
+        there = np.flatnonzero(~np.isnan(measures[names[0]]))
+        if there.size:
+            own = bootstrap
+            if bootstrap.clusters is not None:
+                own = dataclasses.replace(bootstrap, clusters=[bootstrap.clusters[at] for at in there.tolist()])
+            rows = np.stack([measures[name][there] for name in names])
+            found |= zip(names, own.intervals(rows, bounds), strict=True)
+    return found
 
 
 # ---- Repetition and diversity
