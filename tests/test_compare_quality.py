@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.compare.quality.calibration import calibration, win_probability
+from rlhf.compare.quality.ngrams import Corpus, corpus_of_tokens, sole_owners
 from rlhf.compare.quality.replies import (
     Replies,
     bleu,
@@ -374,3 +375,45 @@ def test_win_probability_is_bradley_terrys() -> None:
 def test_what_is_no_calibration(said: list, came: list, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         calibration(said, came, FEW)
+
+
+# ---- Counting by numbers
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(st.text(st.sampled_from("ab ,.'1\u200b\u200d\u0301\u3042\x1c\u00a0"), max_size=12), max_size=3))
+)
+def test_a_corpus_has_each_text_s_words(texts: list[list[str]]) -> None:
+    replies = Replies(texts)
+    flat = [words(text) for row in texts for text in row]
+    assert replies.corpus.sizes.tolist() == [len(one) for one in flat]
+    expected = corpus_of_tokens(flat)
+    assert replies.corpus.tokens.tolist() == expected.tokens.tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(TOKENS, max_size=6), st.integers(1, 5), st.integers(1, 3), st.booleans())
+def test_n_grams_of_groups_are_those_counted_in_sets(
+    replies: list[list[int]], n: int, num_groups: int, huge: bool
+) -> None:
+    corpus = corpus_of_tokens(replies)
+    if huge:  # keys that do not fit in 64 bits without packing
+        corpus = Corpus(corpus.tokens, corpus.sizes, 2**30)
+    groups = np.arange(len(replies)) % num_groups
+    own = [set[tuple[int, ...]]() for _ in range(num_groups)]
+    for reply, group in zip(replies, groups.tolist(), strict=True):
+        own[group].update(zip(*(reply[at:] for at in range(n)), strict=False))
+    number, alone = sole_owners(*corpus.owned(n, groups), num_groups)
+    assert number == len(set().union(*own))
+    others = [set().union(*own[:at], *own[at + 1 :]) for at in range(num_groups)]
+    assert alone.tolist() == [len(its - theirs) for its, theirs in zip(own, others, strict=True)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(TOKENS, min_size=1, max_size=2), min_size=1, max_size=4))
+def test_repetition_of_many_is_that_of_each(rows: list[list[list[int]]]) -> None:
+    found = Replies([[""] * len(row) for row in rows], rows).measures["repetition"]
+    each = [[repetition(reply) for reply in row] for row in rows]
+    known = [[value for value in row if not math.isnan(value)] for row in each]
+    assert found == pytest.approx([sum(row) / len(row) if row else math.nan for row in known], nan_ok=True)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, ndtr, stdtrit
 
 from rlhf.compare.statistics import Bootstrap
-from rlhf.intervals import Interval
+from rlhf.intervals import Interval, cluster_index
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,10 @@ def calibration(probabilities: ArrayLike, outcomes: ArrayLike, bootstrap: Bootst
 def _ece(
     gaps: NDArray[np.float64], place: NDArray[np.intp], clusters: Sequence[Hashable], bootstrap: Bootstrap
 ) -> Interval:
-    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
-    n, num_bins = len(numbers), int(place.max()) + 1
-    table = np.zeros((n, num_bins + 1))  # of each cluster the gaps' sum in each bin, and its pairs
-    for cluster, number, gap in zip(clusters, place.tolist(), gaps.tolist(), strict=True):
-        table[numbers[cluster], number] += gap
-        table[numbers[cluster], num_bins] += 1
+    owners = cluster_index(clusters)
+    n, num_bins = int(owners.max()) + 1, int(place.max()) + 1
+    sums = np.bincount(owners * num_bins + place, gaps, n * num_bins).reshape(n, num_bins)
+    table = np.column_stack([sums, np.bincount(owners)])  # of each cluster the gaps' sum in each bin, and its pairs
     estimate = float(np.abs(table.sum(0)[:-1]).sum() / len(gaps))
     if n == 1:
         return Interval(estimate, 0.0, 1.0, 1)

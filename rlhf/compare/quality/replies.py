@@ -6,17 +6,19 @@ A prompt's replies are averaged first and prompts are what intervals resample, a
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from rlhf.compare.quality.ngrams import Corpus, corpus_of_texts, corpus_of_tokens, sole_owners
 from rlhf.compare.statistics import Bootstrap
-from rlhf.compare.words import words
-from rlhf.intervals import Interval
+from rlhf.intervals import Interval, cluster_index
 
 REPEATED_N = 4  # seq-rep-4
 BLEU_ORDER = 4
@@ -53,6 +55,9 @@ class Replies:
     ids: Sequence[Sequence[Sequence[int]]] | None = None
     lengths: Sequence[Sequence[float]] | NDArray[np.float64] | None = None
     finished: Sequence[Sequence[float]] | NDArray[np.float64] | None = None
+    _kept: dict[tuple[int, bytes], tuple[float | None, NDArray[np.float64]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         sizes = [len(row) for row in self.texts]
@@ -62,23 +67,52 @@ class Replies:
                 raise ValueError(f"{name} must have one entry for each reply of each prompt")
 
     @cached_property
-    def tokens(self) -> list[list[Tokens]]:
-        """Each reply as what is counted: token ids, or words."""
+    def corpus(self) -> Corpus:
+        """All of them, prompt after prompt, as numbers."""
         if self.ids is not None:
-            return [list(row) for row in self.ids]
-        known: dict[str, str] = {}  # one object a word, not one an occurrence: huge texts fit
-        return [[[known.setdefault(word, word) for word in words(text)] for text in row] for row in self.texts]
+            return corpus_of_tokens(chain.from_iterable(self.ids))
+        return corpus_of_texts(chain.from_iterable(self.texts))
+
+    @cached_property
+    def prompts(self) -> NDArray[np.int64]:
+        """The prompt of each reply, (replies,)."""
+        return np.repeat(np.arange(len(self.texts)), [len(row) for row in self.texts])
 
     @cached_property
     def measures(self) -> dict[str, NDArray[np.float64]]:
         """Each measure's mean over a prompt's replies, (prompts,); NaN where a prompt has none."""
-        lengths = [[len(reply) for reply in row] for row in self.tokens] if self.lengths is None else self.lengths
+        lengths = self._rows(self.corpus.sizes) if self.lengths is None else self.lengths
         rows = {
-            "repetition": [[repetition(reply) for reply in row] for row in self.tokens],
-            "self_bleu": [self_bleu(row) for row in self.tokens],
+            "repetition": self._rows(_repetitions(self.corpus)),
+            "self_bleu": [self_bleu(row) for row in self._numbers()],
             "length": lengths,
         } | ({} if self.finished is None else {"finished": self.finished})
         return {name: np.array([_mean(row) for row in values]) for name, values in rows.items()}
+
+    def _rows(self, values: NDArray[Any]) -> list[list[float]]:
+        """One value a reply, by prompt."""
+        flat = iter(values.tolist())
+        return [list(islice(flat, len(row))) for row in self.texts]
+
+    def _numbers(self) -> list[list[Tokens]]:
+        """The tokens' numbers, by prompt; none where all prompts have one reply, which has no other beside it."""
+        if all(len(row) < 2 for row in self.texts):
+            return [[] for _ in self.texts]
+        flat = iter(np.split(self.corpus.tokens, np.cumsum(self.corpus.sizes)[:-1]))
+        return [[one.tolist() for one in islice(flat, len(row))] for row in self.texts]
+
+    def without_each(self, n: int, clusters: Sequence[Hashable]) -> tuple[float | None, NDArray[np.float64]]:
+        """distinct-n, None without tokens, and what it is without each cluster's replies, (clusters,); kept.
+
+        `clusters` is that of each prompt. Raises ValueError where they are not as many.
+        """
+        if len(clusters) != len(self.texts):
+            raise ValueError(f"{len(clusters)} clusters for {len(self.texts)} prompts")
+        index = cluster_index(clusters)
+        key = (n, index.tobytes())
+        if key not in self._kept:
+            self._kept[key] = _distinct_without(self.corpus, n, index[self.prompts], int(index.max(initial=-1)) + 1)
+        return self._kept[key]
 
 
 def quality(replies: Replies, bootstrap: Bootstrap) -> dict[str, Interval | None]:
@@ -87,7 +121,10 @@ def quality(replies: Replies, bootstrap: Bootstrap) -> dict[str, Interval | None
     `repetition`, `self_bleu`, `length` (in tokens, or words), `finished` where known: means over prompts.
     `distinct_1`, `distinct_2`, `distinct_3`: of all replies together, see `distinct`.
     """
-    found = {name: _interval(values, _BOUNDS[name], bootstrap) for name, values in replies.measures.items()}
+    found: dict[str, Interval | None] = dict.fromkeys(replies.measures)
+    for bounds in dict.fromkeys(_BOUNDS.values()):
+        some = {name: values for name, values in replies.measures.items() if _BOUNDS[name] == bounds}
+        found |= _intervals(some, bounds, bootstrap)
     return found | {f"distinct_{n}": distinct(replies, n, bootstrap) for n in DISTINCT}
 
 
@@ -98,8 +135,8 @@ def quality_differences(a: Replies, b: Replies, bootstrap: Bootstrap) -> dict[st
     """
     if len(a.texts) != len(b.texts):
         raise ValueError(f"policies must have answered the same prompts, these answered {len(a.texts)}, {len(b.texts)}")
-    both = [name for name in a.measures if name in b.measures]
-    found = {name: _interval(a.measures[name] - b.measures[name], (None, None), bootstrap) for name in both}
+    less = {name: a.measures[name] - b.measures[name] for name in a.measures if name in b.measures}
+    found = _intervals(less, (None, None), bootstrap)
     return found | {f"distinct_{n}": distinct_difference(a, b, n, bootstrap) for n in DISTINCT}
 
 
@@ -110,20 +147,29 @@ def quantiles(lengths: Sequence[Sequence[float]] | NDArray[np.float64]) -> dict[
 
 
 def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    if len(values) == 1:
+        return float(values[0])
     known = [value for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def _interval(
-    values: NDArray[np.float64], bounds: tuple[float | None, float | None], bootstrap: Bootstrap
-) -> Interval | None:
-    """The interval over the prompts that have the figure."""
-    there = np.flatnonzero(~np.isnan(values))
-    if not there.size:
-        return None
-    if bootstrap.clusters is not None:
-        bootstrap = dataclasses.replace(bootstrap, clusters=[bootstrap.clusters[at] for at in there.tolist()])
-    return bootstrap.interval(values[there], bounds)
+def _intervals(
+    measures: Mapping[str, NDArray[np.float64]], bounds: tuple[float | None, float | None], bootstrap: Bootstrap
+) -> dict[str, Interval | None]:
+    """The interval of each over the prompts that have it; those of the same prompts are resampled together."""
+    found: dict[str, Interval | None] = dict.fromkeys(measures)
+    alike: dict[bytes, list[str]] = {}
+    for name, values in measures.items():
+        alike.setdefault(np.isnan(values).tobytes(), []).append(name)
+    for names in alike.values():
+        there = np.flatnonzero(~np.isnan(measures[names[0]]))
+        if there.size:
+            own = bootstrap
+            if bootstrap.clusters is not None:
+                own = dataclasses.replace(bootstrap, clusters=[bootstrap.clusters[at] for at in there.tolist()])
+            rows = np.stack([measures[name][there] for name in names])
+            found |= zip(names, own.intervals(rows, bounds), strict=True)
+    return found
 
 
 # ---- Repetition and diversity
@@ -143,6 +189,14 @@ def repetition(tokens: Tokens, n: int = REPEATED_N) -> float:
     return 1 - len(set(ngrams(tokens, n))) / num_all if num_all > 0 else math.nan
 
 
+def _repetitions(corpus: Corpus, n: int = REPEATED_N) -> NDArray[np.float64]:
+    """`repetition` of each reply, (replies,)."""
+    replies = len(corpus.sizes)
+    num_all = corpus.sizes - n + 1
+    num_distinct = np.bincount(corpus.owned(n, np.arange(replies))[1], minlength=replies)
+    return 1 - np.divide(num_distinct, num_all, out=np.full(replies, math.nan), where=num_all > 0)
+
+
 def distinct(replies: Replies, n: int, bootstrap: Bootstrap) -> Interval | None:
     """Distinct n-grams in all replies, over the tokens in them; None where there are no tokens.
 
@@ -152,40 +206,36 @@ def distinct(replies: Replies, n: int, bootstrap: Bootstrap) -> Interval | None:
     it less diverse, so the interval is the jackknife's over prompts, which errs to the wide side (Efron
     and Stein 1981, "The jackknife estimate of variance").
     """
-    whole, without = _distinct_without(replies, n, bootstrap)
+    whole, without = _without(replies, n, bootstrap)
     return None if whole is None else _jackknife(whole, without, bootstrap, (0.0, 1.0))
 
 
 def distinct_difference(a: Replies, b: Replies, n: int, bootstrap: Bootstrap) -> Interval | None:
     """`distinct` of `a` less that of `b`; None where either has none. A prompt is left out of both at once."""
-    first, first_without = _distinct_without(a, n, bootstrap)
-    second, second_without = _distinct_without(b, n, bootstrap)
+    first, first_without = _without(a, n, bootstrap)
+    second, second_without = _without(b, n, bootstrap)
     if first is None or second is None:
         return None
     return _jackknife(first - second, first_without - second_without, bootstrap, (-1.0, 1.0))
 
 
-def _distinct_without(replies: Replies, n: int, bootstrap: Bootstrap) -> tuple[float | None, NDArray[np.float64]]:
-    """distinct-n, and what it is without each cluster, (clusters,)."""
-    clusters = range(len(replies.texts)) if bootstrap.clusters is None else bootstrap.clusters
-    if len(clusters) != len(replies.texts):
-        raise ValueError(f"{len(clusters)} clusters for {len(replies.texts)} prompts")
-    own: dict[Hashable, set[tuple[Hashable, ...]]] = {cluster: set() for cluster in clusters}
-    sizes: Counter[Hashable] = Counter()
-    for cluster, row in zip(clusters, replies.tokens, strict=True):
-        for reply in row:
-            own[cluster].update(ngrams(reply, n))
-            sizes[cluster] += len(reply)
-    shared = Counter(gram for grams in own.values() for gram in grams)  # in how many clusters each is
-    total = sizes.total()
+def _without(replies: Replies, n: int, bootstrap: Bootstrap) -> tuple[float | None, NDArray[np.float64]]:
+    return replies.without_each(n, range(len(replies.texts)) if bootstrap.clusters is None else bootstrap.clusters)
+
+
+def _distinct_without(
+    corpus: Corpus, n: int, groups: NDArray[np.intp], num_groups: int
+) -> tuple[float | None, NDArray[np.float64]]:
+    """distinct-n, and what it is without each group of replies, (groups,); `groups` is that of each reply."""
+    sizes = np.bincount(groups, corpus.sizes, num_groups)
+    total = int(corpus.sizes.sum())
     if not total:
         return None, np.array([])
-    alone = [sum(shared[gram] == 1 for gram in grams) for grams in own.values()]
-    left = np.array([total - sizes[cluster] for cluster in own])
-    whole = len(shared) / total
+    num_distinct, alone = sole_owners(*corpus.owned(n, groups), num_groups)
+    left = total - sizes
+    whole = num_distinct / total
     # Where one cluster wrote everything, there is nothing without it.
-    without = np.divide(len(shared) - np.array(alone), left, out=np.full(len(own), whole), where=left > 0)
-    return whole, without
+    return whole, np.divide(num_distinct - alone, left, out=np.full(num_groups, whole), where=left > 0)
 
 
 def _jackknife(

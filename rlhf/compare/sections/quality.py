@@ -14,7 +14,7 @@ from rlhf.compare.as_json import interval_numbers, maybe_interval, plain
 from rlhf.compare.judges import GOLD, REWARD_MODEL
 from rlhf.compare.quality.calibration import calibration, win_probability
 from rlhf.compare.quality.harness import Harness, check_harness, figure_difference, figure_interval
-from rlhf.compare.quality.lengths import length_quantiles, quantile_differences
+from rlhf.compare.quality.lengths import length_draws, length_quantiles, quantile_differences
 from rlhf.compare.quality.likelihoods import fluency_tokenizer, likelihood_sums, read_demonstrations, same_tokens
 from rlhf.compare.quality.measuring import HeldOut, Measured, Tasks, measure_models
 from rlhf.compare.quality.ratios import exponential, less_one, ratio, ratio_difference
@@ -80,16 +80,21 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
     replies = {answer.name: _replies(answer) for answer in study.answers}
     lengths = {answer.name: answer.lengths for answer in study.answers}
     bootstrap = study.bootstrap
+    draws = {name: length_draws(lengths[name], bootstrap) for name in study.names}
     measured: Measured = study.measured.get("quality") or Measured()
     return {
         "policies": {
             name: _figures(quality(replies[name], bootstrap))
-            | {"length_quantiles": _quantiles(length_quantiles(lengths[name], bootstrap))}
+            | {"length_quantiles": _quantiles(length_quantiles(lengths[name], bootstrap, draws[name]))}
             for name in study.names
         },
         "differences": {
             name: _figures(quality_differences(replies[name], replies[baseline], bootstrap))
-            | {"length_quantiles": _quantiles(quantile_differences(lengths[name], lengths[baseline], bootstrap))}
+            | {
+                "length_quantiles": _quantiles(
+                    quantile_differences(lengths[name], lengths[baseline], bootstrap, (draws[name], draws[baseline]))
+                )
+            }
             for name in others
         },
         "fluency": _fluency(measured, study, baseline) if measured.fluency else None,
