@@ -85,7 +85,8 @@ def phases(stage: "Stage", setting: Setting) -> "list[Phase]":
     """The rollout, and the passes in which policy, value model and reward models weigh its replies."""
     from rlhf.planner.stages import Phase
 
-    found = [Phase("scoring", stage.over_layers(lambda config: _weigh(stage, config, setting)))]
+    # The trainer gathers ZeRO-3's policy and value model once, for the rollout and these passes (experience.py).
+    found = [Phase("scoring", stage.over_layers(lambda config: _weigh(stage, config, setting)), whole=True)]
     for path in reward_paths(stage):
         found.append(Phase("reward model", _score(stage, path)))
     if stage.training.engine == "hf":

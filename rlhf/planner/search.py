@@ -29,11 +29,13 @@ def search(stage: Stage, options: PlanOptions, memory: float) -> Search:
     """Go through `settings` until one needs no more than `memory` GiB less the margin."""
     room = memory * GIB * (1 - MARGIN)
     tried: list[tuple[Setting, int, bool]] = []
+    passed_over: dict[tuple[int, str], tuple[Setting, int]] = {}
     best: Account | None = None
     for setting in settings(stage, options):
         bound = least(stage, setting, options)
         if bound > room and best is not None:
             tried.append((setting, bound, False))
+            passed_over[setting.zero, setting.offload] = setting, bound  # the last of a kind needs least
             continue
         found = account(stage, setting, options)
         tried.append((setting, found.peak, True))
@@ -42,6 +44,9 @@ def search(stage: Stage, options: PlanOptions, memory: float) -> Search:
         if found.peak <= room:
             return Search(found, True, tuple(tried), _without_offload(stage, options, found, room))
     assert best is not None
+    for setting, bound in sorted(passed_over.values(), key=lambda each: each[1]):
+        if bound < best.peak:  # what is said to be the least must not be only the first
+            best = min(best, account(stage, setting, options), key=lambda each: each.peak)
     return Search(best, False, tuple(tried))
 
 
