@@ -36,7 +36,7 @@ def a_run(folder: Path, num_prompts: int = 4, stage: str = "compare", **config: 
     """An unfinished comparison of `sft`, `dpo` and `ppo`, begun at 1970-01-01T00:01:40, without answers."""
     folder.mkdir(exist_ok=True)
     config = {"policies": ["sft", "dpo", "ppo"], "num_responses": 1, "confidence": 0.95} | config
-    record = Run("compare-1", stage, [], config, {}, None, {}, "1970-01-01T00:01:40+00:00")
+    record = Run("compare-1", stage, [], config, {}, None, {}, started="1970-01-01T00:01:40+00:00")
     (folder / "run.json").write_text(json.dumps(dataclasses.asdict(record)))
     write_jsonl(
         folder / PROMPTS, [Prompt(f"p{n}", [{"role": "user", "content": f"ask {n}"}]) for n in range(num_prompts)]
@@ -227,7 +227,7 @@ def test_a_page_beside_a_comparison(browser: Any, gate: threading.Semaphore, tmp
         thread.join(120)
         assert not failed and not list(out.glob("*.part"))
         for visitor in (first, second):
-            visitor.expect(visitor.page.get_by_role("status")).to_have_text("Done")
+            visitor.expect(visitor.page.locator(".live-state")).to_have_text("Done")
             frame = visitor.page.frame_locator(".live-report")
             visitor.expect(frame.get_by_role("heading", level=1)).to_contain_text("by gold")
             visitor.expect(visitor.page.locator(".live-example")).to_have_count(0)

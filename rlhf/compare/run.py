@@ -203,8 +203,8 @@ def run(
 
 
 def _until_interrupted() -> None:
-    print("done; the live view stays until Ctrl-C", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
+        print("done; the live view stays until Ctrl-C", flush=True)
         threading.Event().wait()
 
 

@@ -33,9 +33,9 @@ def heading(shot: Snapshot) -> str:
         kind, state = "runs", "Running"
     asked = f"{shot.num_prompts:,} held-out prompts" if shot.num_prompts else "the first answers have not come yet"
     return (
-        f'<header class="live-head"><p class="live-kicker">Comparison of policies, live</p><h1>{escaped(title)}</h1>'
+        f'<section class="live-head"><p class="live-kicker">Comparison of policies, live</p><h1>{escaped(title)}</h1>'
         f'<p class="live-facts"><span class="live-state {kind}" role="status">{escaped(state)}</span> {asked}</p>'
-        "</header>"
+        "</section>"
     )
 
 
@@ -88,7 +88,7 @@ def report(shot: Snapshot) -> str:
 
 def problem(sentence: str) -> str:
     """What cannot be read."""
-    return f'<p class="live-problem" role="alert">{escaped(sentence)}</p>'
+    return f'<section><p class="live-problem" role="alert">{escaped(sentence)}</p></section>'
 
 
 def _stage(stage: Stage) -> str:
