@@ -1,7 +1,8 @@
 """Everything of quality that a model must be loaded for: one at a time, each at most once, and kept in the folder."""
 
+import dataclasses
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,11 +19,12 @@ from rlhf.compare.quality.likelihoods import (
     reply_ids,
     reply_likelihoods,
 )
+from rlhf.compare.quality.relevance import Swaps, other_prompts, reordered
 from rlhf.compare.quality.tasks import Answered, answer_tasks, how_checked, read_tasks, task_ids
 from rlhf.compare.study import Context
 from rlhf.data.split import prompt_key
 from rlhf.models import Policy
-from rlhf.records import Demonstration, Prompt, read_jsonl, write_jsonl
+from rlhf.records import Demonstration, Messages, Prompt, Response, read_jsonl, write_jsonl
 from rlhf.runs import file_sha256, read_run
 
 Row = TypeVar("Row")
@@ -75,6 +77,7 @@ class Measured:
         fluency_model: the name of the model that said so, None for the reference.
         heldout: of held-out demonstrations, where there are some.
         tasks: with known answers, where there are some.
+        swaps: by policy its replies after other prompts and with their sentences in another order, where asked for.
         harness: by policy what lm-evaluation-harness says, where it was asked.
     """
 
@@ -83,6 +86,7 @@ class Measured:
     heldout: HeldOut | None = None
     tasks: Tasks | None = None
     harness: dict[str, Harness] = field(default_factory=dict)
+    swaps: dict[str, Swaps] = field(default_factory=dict)
 
 
 def measure_models(context: Context) -> Measured:
@@ -96,6 +100,7 @@ def measure_models(context: Context) -> Measured:
     demonstrations = [] if settings.heldout is None else read_demonstrations(settings.heldout)
     tasks = [] if settings.tasks is None else read_tasks(settings.tasks)
     fluency: dict[str, list[Likelihood]] = {}
+    swaps: dict[str, Swaps] = {}
     answered: dict[str, list[Answered]] = {}
     heldout: dict[str, list[Likelihood]] = {}
     harness: dict[str, Harness] = {}
@@ -106,9 +111,12 @@ def measure_models(context: Context) -> Measured:
             answered[name] = measuring.tasks(name, path, tasks)
         if same_place(path, judge) and not fluency:
             fluency = measuring.fluency(judge)
+            swaps = measuring.swaps(judge, fluency) if settings.relevance else {}
         if settings.lm_eval and name in context.policies:
             harness[name] = measuring.harness(name, path, settings.lm_eval)
     fluency = fluency or measuring.fluency(judge)
+    if settings.relevance and not swaps:
+        swaps = measuring.swaps(judge, fluency)
     measuring.release()
     return Measured(
         fluency,
@@ -116,6 +124,7 @@ def measure_models(context: Context) -> Measured:
         _held_out(context, demonstrations, heldout) if demonstrations else None,
         _tasks(context, tasks, answered) if tasks else None,
         harness,
+        swaps,
     )
 
 
@@ -146,16 +155,45 @@ class _Measuring:
         return {answer.name: self._fluency(judge, answer) for answer in self.context.answers}
 
     def _fluency(self, judge: str, answer: Answers) -> list[Likelihood]:
-        questions = self.context.questions
         replies = [reply for row in answer.responses for reply in row]
-        messages = [prompt.messages for prompt in questions.prompts for _ in range(questions.num_responses)]
+        return self._of_replies(judge, "fluency", answer.name, self._messages(), replies)
+
+    def swaps(self, judge: str, fluency: Mapping[str, list[Likelihood]]) -> dict[str, Swaps]:
+        """By policy, how likely the judge finds its replies after other prompts, and with other orders of sentences."""
+        return {answer.name: self._swaps(judge, answer, fluency[answer.name]) for answer in self.context.answers}
+
+    def _swaps(self, judge: str, answer: Answers, own: list[Likelihood]) -> Swaps:
+        replies, asked = [reply for row in answer.responses for reply in row], self._messages()
+        size = self.context.questions.num_responses
+        others = [asked[size * to] for to in other_prompts(self.context.questions.prompts) for _ in range(size)]
+        orders = [reordered(reply.text) for reply in replies]
+        differ = [(at, one) for at, one in enumerate(orders) if one is not None]
+        places = [at for at, _ in differ]
+        both = [[dataclasses.replace(replies[at], text=texts[to]) for at, texts in differ] for to in (0, 1)]
+        some = [asked[at] for at in places]
+        return Swaps(
+            own,
+            self._of_replies(judge, "relevance", answer.name, others, replies),
+            self._of_replies(judge, "ordered", answer.name, some, both[0]),
+            self._of_replies(judge, "shuffled", answer.name, some, both[1]),
+            places,
+        )
+
+    def _messages(self) -> list[Messages]:
+        """The prompt of each reply."""
+        questions = self.context.questions
+        return [prompt.messages for prompt in questions.prompts for _ in range(questions.num_responses)]
+
+    def _of_replies(
+        self, judge: str, what: str, name: str, messages: Sequence[Messages], replies: Sequence[Response]
+    ) -> list[Likelihood]:
         ids = reply_ids(_model_id(judge), messages, replies)
 
         def measure() -> list[Likelihood]:
-            loaded = self._loaded(judge)
-            return reply_likelihoods(loaded, answer.name, ids, messages, replies, questions.batch_size)
+            loaded, batch_size = self._loaded(judge), self.context.questions.batch_size
+            return reply_likelihoods(loaded, name, ids, messages, replies, batch_size)
 
-        return self._kept(f"fluency.{answer.name}.jsonl", Likelihood, ids, measure)
+        return self._kept(f"{what}.{name}.jsonl", Likelihood, ids, measure)
 
     def heldout(self, name: str, path: str, rows: Sequence[Demonstration]) -> list[Likelihood]:
         """How likely the model at this path finds each demonstration."""
@@ -188,7 +226,9 @@ class _Measuring:
         return self._kept(f"lm_eval.{name}.jsonl", Harness, [one_id], measure)[0]
 
     def _kept(self, file: str, kind: type[Row], ids: Sequence[str], measure: Callable[[], list[Row]]) -> list[Row]:
-        """The rows on disk where they are of these ids, in order; else measured, and written whole."""
+        """The rows on disk where they are of these ids, in order; else measured, and written whole; no file of none."""
+        if not ids:
+            return []
         path = self.context.folder / file
         if path.is_file():
             there: list[Any] = read_jsonl(path, kind)

@@ -124,7 +124,7 @@ def quality(replies: Replies, bootstrap: Bootstrap) -> dict[str, Interval | None
     found: dict[str, Interval | None] = dict.fromkeys(replies.measures)
     for bounds in dict.fromkeys(_BOUNDS.values()):
         some = {name: values for name, values in replies.measures.items() if _BOUNDS[name] == bounds}
-        found |= _intervals(some, bounds, bootstrap)
+        found |= intervals_of(some, bounds, bootstrap)
     return found | {f"distinct_{n}": distinct(replies, n, bootstrap) for n in DISTINCT}
 
 
@@ -136,7 +136,7 @@ def quality_differences(a: Replies, b: Replies, bootstrap: Bootstrap) -> dict[st
     if len(a.texts) != len(b.texts):
         raise ValueError(f"policies must have answered the same prompts, these answered {len(a.texts)}, {len(b.texts)}")
     less = {name: a.measures[name] - b.measures[name] for name in a.measures if name in b.measures}
-    found = _intervals(less, (None, None), bootstrap)
+    found = intervals_of(less, (None, None), bootstrap)
     return found | {f"distinct_{n}": distinct_difference(a, b, n, bootstrap) for n in DISTINCT}
 
 
@@ -153,7 +153,7 @@ def _mean(values: Sequence[float] | NDArray[np.float64]) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def _intervals(
+def intervals_of(
     measures: Mapping[str, NDArray[np.float64]], bounds: tuple[float | None, float | None], bootstrap: Bootstrap
 ) -> dict[str, Interval | None]:
     """The interval of each over the prompts that have it; those of the same prompts are resampled together."""

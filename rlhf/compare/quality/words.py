@@ -37,6 +37,8 @@ def _parts(report: dict[str, Any]) -> list[dict[str, Any]]:
     parts = [_replies_part(report)]
     if report["quality"]["fluency"] is not None:
         parts.append(_fluency_part(report))
+    if report["quality"]["relevance"] is not None:
+        parts.append(_relevance_part(report))
     if report["quality"]["heldout"] is not None:
         parts.append(_tax_part(report))
     if report["quality"]["tasks"] is not None:
@@ -95,6 +97,29 @@ def _fluency_part(report: dict[str, Any]) -> dict[str, Any]:
         ],
         "tables": [table("", columns, part["policies"], _as_fluency)],
     }
+
+
+def _relevance_part(report: dict[str, Any]) -> dict[str, Any]:
+    part, baseline = report["quality"]["relevance"], report["settings"]["baseline"]
+    columns = {"relevance": "Relevance, nats a token", "relevance_difference": f"More than {baseline}"}
+    columns |= {"coherence": "Own order preferred", "coherence_difference": f"Less {baseline}"}
+    return {
+        "title": f"Relevance and coherence under {_judge_of_fluency(report)}",
+        "sentences": [],
+        "about": [
+            "Relevance: how much likelier a reply's token is after its own prompt than after another prompt of the "
+            "set; 0 is a reply that would fit any prompt. Own order preferred: how often a reply is likelier than its "
+            "own sentences in another order, 50% by chance; of replies with two sentences or more. Neither sees "
+            "whether a reply is true, helpful or complete; one that repeats its prompt is relevant."
+        ],
+        "tables": [table("", columns, part["policies"], _as_relevance)],
+    }
+
+
+def _as_relevance(key: str) -> Callable[[float], str]:
+    return {"coherence": percent, "coherence_difference": points, "relevance_difference": decimals}.get(
+        key, "{:.3f}".format
+    )
 
 
 def _as_fluency(key: str) -> Callable[[float], str]:

@@ -18,6 +18,7 @@ from rlhf.compare.quality.lengths import length_draws, length_quantiles, quantil
 from rlhf.compare.quality.likelihoods import fluency_tokenizer, likelihood_sums, read_demonstrations, same_tokens
 from rlhf.compare.quality.measuring import HeldOut, Measured, Tasks, measure_models
 from rlhf.compare.quality.ratios import exponential, less_one, ratio, ratio_difference
+from rlhf.compare.quality.relevance import other_prompts, relevance_numbers
 from rlhf.compare.quality.replies import Replies, quality, quality_differences
 from rlhf.compare.quality.tasks import read_tasks
 from rlhf.compare.quality.words import sentences, view, warnings
@@ -26,6 +27,7 @@ from rlhf.compare.statistics import Bootstrap
 from rlhf.compare.study import Context, Study
 from rlhf.data.split import check_splits
 from rlhf.intervals import Interval
+from rlhf.records import Prompt, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class QualityConfig:
         default_factory=list,
         metadata={"help": "Tasks of lm-evaluation-harness by name; needs `pip install lm-eval`."},
     )
+    relevance: bool = field(
+        default=False,
+        metadata={"help": "Whether replies fit their prompts and their sentences an order, under the same model."},
+    )
 
     def inputs(self) -> dict[str, str | None]:
         """The files that are read, by name."""
@@ -64,6 +70,8 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
     if settings.tasks is not None:
         read_tasks(settings.tasks)
     check_harness(settings.lm_eval)
+    if settings.relevance:
+        other_prompts(read_jsonl(config.compare.prompts, Prompt)[: config.compare.num_prompts])
     for path in filter(None, (settings.heldout, settings.tasks)):
         for trained_on in config.compare.train_data:
             check_splits([path, trained_on])
@@ -98,6 +106,7 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
             for name in others
         },
         "fluency": _fluency(measured, study, baseline) if measured.fluency else None,
+        "relevance": _relevance(measured, study) if measured.swaps else None,
         "heldout": None if measured.heldout is None else _held_out(measured.heldout, study),
         "tasks": None if measured.tasks is None else _tasks(measured.tasks, study),
         "lm_eval": _harness(measured.harness, study) if measured.harness else None,
@@ -130,6 +139,11 @@ def _fluency(measured: Measured, study: Study, baseline: str) -> dict[str, Any]:
             "num_tokens": int(own[1].sum()),
         }
     return {"model": measured.fluency_model, "policies": rows}
+
+
+def _relevance(measured: Measured, study: Study) -> dict[str, Any]:
+    numbers = relevance_numbers(measured.swaps, len(study.prompts), study.bootstrap)
+    return {"model": measured.fluency_model, "policies": numbers}
 
 
 def _held_out(heldout: HeldOut, study: Study) -> dict[str, Any]:
