@@ -244,7 +244,7 @@ def cell(row: dict[str, Any]) -> str:
 
 def _words(plan: dict[str, Any], verb: str) -> str:
     setting = plan["setting"]
-    signs = [f"Z{setting['zero']}" if setting["zero"] else "–"]
+    signs = [f"Z{setting['zero']}"]
     signs += ["c"] if setting["checkpointing"] else []
     signs += {"none": [], "optimizer": ["o"], "params": ["p"]}[setting["offload"]]
     micro = setting["micro_batch"]

@@ -244,7 +244,14 @@ def _length(case: Case) -> int:
 def machine() -> dict[str, Any]:
     """What it ran on."""
     libraries = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
-    return {"processor": platform.machine(), "threads": 1, "python": platform.python_version()} | libraries
+    place = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **place, check=False).stdout.strip()
+    return {
+        "commit": commit,
+        "processor": platform.machine(),
+        "threads": 1,
+        "python": platform.python_version(),
+    } | libraries
 
 
 def table(rows: list[dict[str, Any]]) -> str:

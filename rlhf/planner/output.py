@@ -8,6 +8,7 @@ from rlhf.config import packaged
 from rlhf.planner.memory import bucket
 from rlhf.planner.options import Setting
 from rlhf.planner.plan import Plan
+from rlhf.planner.ppo_stage import needs_ref_model
 from rlhf.planner.table import as_json
 from rlhf.records import write_whole
 
@@ -53,5 +54,8 @@ def write(plan: Plan, folder: Path) -> list[Path]:
     trained = sum(model.count.trained for model in plan.stage.held if model.how == "trained")
     config = deepspeed_config(setting, trained)
     path = str(put("deepspeed.json", json.dumps(config, indent=2))) if config else None
-    put("flags.txt", " ".join(flags(setting, plan.stage.verb, path)))
+    chosen = flags(setting, plan.stage.verb, path)
+    if plan.stage.verb == "ppo" and needs_ref_model(plan.stage, setting):
+        chosen += ["--ref_model", str(plan.stage.model_config.model_name_or_path)]  # type: ignore[union-attr]
+    put("flags.txt", " ".join(chosen))
     return written

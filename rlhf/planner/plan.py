@@ -4,7 +4,7 @@ import json
 import typing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from rlhf.config import from_values, packaged, read_yaml, take_config
 from rlhf.errors import UserError
@@ -14,6 +14,7 @@ from rlhf.planner.search import Search, search
 from rlhf.planner.speed import Duration, duration
 from rlhf.planner.stages import VERBS, Stage
 
+_HELP = ("-h", "--help")
 _GPU_MICRO_BATCH_TOKENS = 16_384  # PPOConfig's own where there is a GPU
 
 
@@ -34,13 +35,33 @@ class Plan:
 
 
 def check_verb(words: list[str]) -> str:
-    """The verb of `rlhf plan VERB`. Raises UserError for none, and for one that trains nothing."""
+    """The verb of `rlhf plan VERB`; where `--help` stands for it, that is shown.
+
+    Raises UserError for none, and for one that trains nothing.
+    """
     known = ", ".join(VERBS)
+    if words and words[0] in _HELP:
+        show_help("VERB", f"VERB is one of {known}.")
     if not words or words[0].startswith("-"):
         raise UserError(f"plan: name the training that is to be planned, one of {known}")
     if words[0] not in VERBS:
         raise UserError(f"plan: `{words[0]}` trains nothing; name one of {known}")
     return words[0]
+
+
+def show_help(verb: str, epilog: str) -> NoReturn:
+    """Print the plan's own flags, and exit: the verb's are many, and `rlhf VERB --help` has them."""
+    from transformers import HfArgumentParser
+
+    parser: Any = HfArgumentParser(
+        PlanOptions,  # type: ignore[arg-type]
+        prog=f"rlhf plan {verb}",
+        usage=f"rlhf plan {verb} [--config FILE] [--gpus N] [--gpu_memory GIB] [--KEY VALUE ...]",
+        description="Will this training fit, with which sharding, and how long will it take? Nothing is loaded.",
+        epilog=epilog,
+    )
+    parser.print_help()
+    raise SystemExit(0)
 
 
 def read(config_type: Any, verb: str, argv: list[str]) -> tuple[PlanOptions, tuple[Any, ...]]:
@@ -87,6 +108,8 @@ def run(config_type: Any, argv: list[str]) -> None:
     from rlhf.planner.table import as_json, show, verdict
 
     verb = check_verb(argv)
+    if any(word in _HELP for word in argv[1:]):
+        show_help(verb, f"All keys of `rlhf {verb} --help` are flags here too, as in --max_length 512 --use_peft true.")
     options, config = read(config_type, verb, argv[1:])
     plan = make_plan(verb, options, config)
     if options.json:

@@ -54,6 +54,11 @@ def reference_kind(stage: "Stage") -> str:
     return stage.training.reference or ("adapter_off" if stage.lora and not stage.data.ref_model else "copy")
 
 
+def needs_ref_model(stage: "Stage", setting: Setting) -> bool:
+    """Whether the stage refuses this setting without a `ref_model`: of a sharded policy no copy can be made."""
+    return setting.zero == 3 and not stage.data.ref_model and reference_kind(stage) != "adapter_off"
+
+
 def reward_paths(stage: "Stage") -> list[str]:
     """The rewards that are models in this process."""
     return [

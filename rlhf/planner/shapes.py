@@ -51,6 +51,10 @@ def read_config(path: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoConfig
 
     check_model_folder(path)
+    if path.startswith("runs/") and not Path(path).exists():  # a run yet to come, and no owner on the Hub
+        raise UserError(
+            f"{path}: is not there; a plan needs a config.json alone, so name the model that this run will start from"
+        )
     adapter = Path(path) / "adapter_config.json"
     source = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"] if adapter.is_file() else path
     try:

@@ -6,21 +6,22 @@ from typing import Any
 from rlhf.planner.memory import GIB, MARGIN, Account
 from rlhf.planner.options import Setting
 from rlhf.planner.plan import Plan
+from rlhf.planner.ppo_stage import needs_ref_model
 
 _SHOWN = 12  # rows of the table of settings
 
 
-def words(setting: Setting, verb: str) -> str:
-    """A setting in a few words."""
+def words(setting: Setting, verb: str, batch: bool = True) -> str:
+    """A setting in a few words, with or without its micro-batch."""
     sharding = f"ZeRO-{setting.zero}" if setting.zero else "no sharding"
     parts = [sharding]
     if setting.checkpointing:
         parts.append("gradient checkpointing")
     if setting.offload != "none":
         parts.append("offloaded optimizer" if setting.offload == "optimizer" else "offloaded parameters and optimizer")
-    if verb == "ppo":
+    if batch and verb == "ppo":
         parts.append(f"{setting.micro_batch:,} tokens at a time")
-    else:
+    elif batch:
         parts.append(f"micro-batch {setting.micro_batch} x {setting.accumulation}")
     return ", ".join(parts)
 
@@ -35,6 +36,9 @@ def verdict(plan: Plan) -> str:
             f"{MARGIN:.0%} kept free"
         )
     mends = ["more GPUs"] if plan.options.gpus else ["GPUs"]
+    if plan.chosen.setting.zero == 3 and plan.chosen.worst.phase in ("rollout", "scoring", "KL"):
+        mends = ["GPUs with more memory (the weights are whole there meanwhile, however many share them)"]
+    mends += ["--num_kl_prompts 0"] if plan.chosen.worst.phase == "KL" else []
     mends += [] if plan.stage.lora else ["LoRA (--use_peft true)"]
     if plan.stage.verb == "ppo" and plan.stage.training.value_model_kind == "separate":
         mends.append("--value_model_kind shared")
@@ -138,10 +142,11 @@ def _tried(plan: Plan) -> Any:
     shown = (
         tried if len(tried) <= _SHOWN else [*tried[: _SHOWN - 1], *(t for t in tried if t[0] == plan.chosen.setting)]
     )
+    batches = len({setting.micro_batch for setting, _, _ in tried}) > 1
     for setting, peak, exact in shown:
         size = peak / GIB
         table.add_row(
-            words(setting, plan.stage.verb),
+            words(setting, plan.stage.verb, batches),
             f"{'' if exact else '> '}{size:.2f}",
             "fits" if size <= room else "too much",
         )
@@ -149,11 +154,14 @@ def _tried(plan: Plan) -> Any:
 
 
 def _lines(plan: Plan) -> list[str]:
+    stage = plan.stage
     lines = [verdict(plan)] if plan.search.fits else []
     lines += [reason(plan)] if reason(plan) else []
     if plan.search.without_offload:
         other = plan.search.without_offload
         lines.append(f"without offloading, and faster, fits too: {words(other.setting, plan.stage.verb)}")
+    if stage.verb == "ppo" and needs_ref_model(stage, plan.chosen.setting):
+        lines.append(f"with ZeRO-3 name the reference: --ref_model {stage.model_config.model_name_or_path}")  # type: ignore[union-attr]
     if plan.chosen.host:
         lines.append(f"host memory: {plan.chosen.host / GIB:.2f} GiB a rank")
     if plan.duration:
