@@ -6,7 +6,7 @@ Each place is known by a function's name on the stack, ours, transformers' and t
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -180,8 +180,8 @@ def _running(frames: list[FrameType], own: str) -> str:
         values = frame.f_locals
         owner = values.get("self")
         for holder in (owner, values.get("networks")):
-            if getattr(holder, "value_model", None) is not None:
-                known[id(holder.value_model)] = "value model"
+            if (value := getattr(holder, "value_model", None)) is not None:
+                known[id(value)] = "value model"
         for name in ("ref_model", "reference"):
             model = getattr(owner, name, None)
             for one in (model, getattr(model, "model", None)):
@@ -220,8 +220,9 @@ def _shape(frames: list[FrameType]) -> tuple[int, int]:
         values = frame.f_locals
         if frame.f_code.co_name == "_minibatch" and values.get("group") and "lengths" in values:  # of PPO, backward
             return len(values["group"]), max(values["lengths"][row] for row in values["group"])
-        for holder in (values, values.get("inputs"), values.get("kwargs"), values.get("model_kwargs")):
-            ids = holder.get("input_ids") if isinstance(holder, dict) or holder is values else None
+        held = [values, *[values.get(name) for name in ("inputs", "kwargs", "model_kwargs")]]
+        for holder in held:
+            ids: Any = holder.get("input_ids") if isinstance(holder, Mapping) else None
             if getattr(ids, "ndim", 0) == 2:
                 return int(ids.shape[0]), int(ids.shape[1])
     return 0, 0

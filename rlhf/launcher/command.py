@@ -28,7 +28,8 @@ from rlhf.ports import choose_port
 
 _OUT_OF_MEMORY = 1  # the exit code of a rank that ran out of memory
 # Exit codes after which nothing is tried again: an error to mend, a stop that was asked for.
-_FOR_GOOD = (2, STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+_ASKED_FOR = (STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+_FOR_GOOD = (2, *_ASKED_FOR)
 _COMES_WITHIN = 15.0  # seconds after its own failure in which a node that goes on has come to the meeting
 
 
@@ -166,7 +167,8 @@ class _Attempts:
         """Run until all is done, or trying again helps no more. Returns the exit code."""
         while True:
             end = self._attempt()
-            cause = None if end.code in (0, *_FOR_GOOD) and not end.message.startswith("rank ") else self._cause()
+            asked_for = not end.may_help and end.code in _ASKED_FOR
+            cause = None if end.code == 0 or asked_for else self._cause()
             code = _OUT_OF_MEMORY if cause else end.code
             self._tell(end, cause)
             if code == 0 or (code in _FOR_GOOD and not end.may_help):
@@ -258,8 +260,8 @@ class _Attempts:
 
     def _lesson(self, end: End, told: tuple[RankFiles, Cause] | None) -> Lesson:
         short = end.out_of_memory or told is not None
-        if not short or self.verb[0] in ALONE:
-            return Lesson(may_help=end.may_help and not short, out_of_memory=short)
+        if not short:
+            return Lesson(may_help=end.may_help)
         on_cpu = self.place.num_gpus is None
         changes = smaller(self.verb[0], self.settings, told[1] if told else None, on_cpu)
         return Lesson(out_of_memory=True, changes=changes)

@@ -70,8 +70,8 @@ def differences(nodes: list[dict[str, Any]]) -> list[str]:
         )
         if keys:
             lines.append(
-                f"settings: {who} has other values than node 0 on {first['host']} for {', '.join(keys)}; start the same "
-                "command, with the same config, on all"
+                f"settings: {who} has other values than node 0 on {first['host']} for {', '.join(keys)}; start the "
+                "same command, with the same config, on all"
             )
     return lines
 

@@ -144,7 +144,8 @@ class Meeting:
     def _cannot_reach(self, node: int, told: Facts) -> str:
         return (
             f"main_address or main_port: node {node} on {told['host']} cannot reach {self.address}:{self.port} "
-            f"({told['unreached']}); open that port on node 0's firewall, or choose another --main_address or --main_port"
+            f"({told['unreached']}); open that port on node 0's firewall, or choose another "
+            "--main_address or --main_port"
         )
 
     def _write(self, content: Facts) -> None:

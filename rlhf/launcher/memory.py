@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from rlhf.launcher.settings import is_on, whole
+from rlhf.launcher.settings import ALONE, is_on, whole
 
 if TYPE_CHECKING:
     from rlhf.launcher.cause import Cause
 
-# As a rank of a launch says it, PyTorch on a GPU and on a CPU, and cuBLAS and NCCL, which have none left for themselves.
+# As a rank of a launch says it, as PyTorch on a GPU and on a CPU, and as cuBLAS and NCCL, which have none left.
 _SIGNS = (
     "rlhf: out of memory:", "OutOfMemoryError", "CUDA out of memory", "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "std::bad_alloc",
@@ -33,7 +33,7 @@ def smaller(
     much, so that the global batch is exactly the same. In an evaluation, a rollout and a reward model's scoring it is
     the batch of those. PPO cuts its micro-batches by tokens. Where the batch is not to blame, nothing of it helps.
     """
-    if cause is not None and cause.phase in _WHATEVER_THE_BATCH:
+    if verb in ALONE or (cause is not None and cause.phase in _WHATEVER_THE_BATCH):
         return None
     if verb == "ppo":
         return _smaller_ppo(settings, cause, on_cpu)
@@ -85,10 +85,13 @@ def next_setting(
     on_cpu: bool = False,
 ) -> str:
     """The next setting to try, as flags: the same global batch first, then sharding, then CPU memory, then LoRA."""
+    if verb in ALONE:
+        batch = whole(settings, "batch_size", 32) or 1
+        return f"--batch_size {batch // 2}" if batch > 1 else "a smaller model"
     if (less := smaller(verb, settings, cause, on_cpu)) is not None:
         accumulates = "gradient_accumulation_steps" in less
         return " ".join(flags(less)) + (" (the global batch stays)" if accumulates else " (the result stays)")
-    holds_activations = cause is None or cause.phase in ("forward", "backward", "training") and not cause.evaluating
+    holds_activations = cause is None or (cause.phase in ("forward", "backward", "training") and not cause.evaluating)
     if (
         holds_activations
         and not is_on(settings, "gradient_checkpointing")
