@@ -23,6 +23,7 @@ _PHASES = {
     "build_models": "loading",
     "_move_model_to_device": "loading",
     "_prepare_for_training": "loading",
+    "prepare": "loading",
     "_load_from_checkpoint": "loading",
     "_load_optimizer_and_scheduler": "loading",
     "generate": "rollout",
