@@ -206,7 +206,7 @@ def test_each_phase_of_ppo(ppo: Any, monkeypatch: pytest.MonkeyPatch, where: str
     elif where == "backward":
         networks.policy.lm_head.weight.register_hook(_fails)
     elif where == "step":
-        monkeypatch.setattr("torch.optim.adam.adam", _fails)  # AdamW's step is Adam's
+        monkeypatch.setattr(torch.optim.Adam, "_init_group", _fails)  # where AdamW makes its moments
     elif where == "saving":
         monkeypatch.setattr(type(networks.policy), "save_pretrained", _fails)
         act = lambda: ppo.save_model(str(ppo.args.output_dir))  # noqa: E731

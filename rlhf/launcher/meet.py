@@ -6,7 +6,6 @@ seen what another wrote, which proves that the folder is shared.
 """
 
 import json
-import os
 import socket
 import threading
 import time
@@ -150,7 +149,7 @@ class Meeting:
 
     def _write(self, content: Facts) -> None:
         path = self.file(self.node)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part = path.with_name(f".{path.name}.{content['word']}")
         part.write_text(json.dumps(content), encoding="utf-8")
         part.replace(path)
 
