@@ -98,7 +98,7 @@ def test_a_port_in_use(first: Meeting) -> None:
 
 def test_two_nodes_of_one_number(first: Meeting) -> None:
     second = replace(first, node=1)
-    errors = [one for one in _hold(replace(first, num_nodes=3, seconds=5), second, second) if one]
+    errors = [one for one in _hold(replace(first, num_nodes=3, seconds=2), second, second) if one]
     assert any(str(error).startswith("node_rank: 1 is this node's and ") for error in errors)
 
 
