@@ -1,20 +1,36 @@
 """The command: read it, write its files, start the ranks, start them again where that may help."""
 
 import os
+import signal
 import sys
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhf.config import parse
 from rlhf.errors import UserError
+from rlhf.launcher import record
+from rlhf.launcher.cause import Cause, read_cause
+from rlhf.launcher.facts import differences, node_facts
 from rlhf.launcher.files import deepspeed_settings, launch_folder, make_folder, write_files
-from rlhf.launcher.memory import next_setting
+from rlhf.launcher.meet import EndedElsewhere, Meeting
+from rlhf.launcher.memory import flags as flags_of
+from rlhf.launcher.memory import next_setting, smaller
 from rlhf.launcher.preflight import Place, check
+from rlhf.launcher.rank import RankFiles, read_mark
 from rlhf.launcher.settings import ALONE, is_on, output_dir, read_settings, split_command
 from rlhf.launcher.slurm import Job, submit, write_script
+from rlhf.launcher.verdict import Lesson, Verdict, judge
 from rlhf.launcher.watch import STOPPED, End, Watch, read_news
 from rlhf.ports import choose_port
+
+_OUT_OF_MEMORY = 1  # the exit code of a rank that ran out of memory
+# Exit codes after which nothing is tried again: an error to mend, a stop that was asked for.
+_ASKED_FOR = (STOPPED, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+_FOR_GOOD = (2, *_ASKED_FOR)
+_COMES_WITHIN = 15.0  # seconds after its own failure in which a node that goes on has come to the meeting
 
 
 @dataclass
@@ -34,6 +50,10 @@ class LaunchConfig:
     max_restarts: int = field(
         default=0, metadata={"help": "Times to go on from the newest whole checkpoint after a rank died or hung."}
     )
+    auto: bool = field(
+        default=False,
+        metadata={"help": "Where memory runs out, halve the micro-batch at the same global batch, and go on."},
+    )
     hang_seconds: float = field(
         default=600.0, metadata={"help": "A rank that neither steps nor prints for so long ends the job."}
     )
@@ -45,6 +65,9 @@ class LaunchConfig:
     main_port: int = field(
         default=29500,
         metadata={"help": "A free port of node 0, and after it one for each restart; one node finds its own."},
+    )
+    meet_seconds: float = field(
+        default=600.0, metadata={"help": "How long nodes wait for each other before each attempt."}
     )
     slurm: bool = field(
         default=False, metadata={"help": "Start nothing: write a SLURM job's script to the launch folder."}
@@ -82,7 +105,7 @@ def run(argv: list[str]) -> int:
     place = _place(launch, ranks, on_cpu)
     told = {**settings, "deepspeed": "launch/zero1.json"} if deepspeed else settings
     mistakes = check(verb, told, place)
-    if mistakes:
+    if mistakes and (launch.nodes == 1 or launch.slurm):
         print("\n".join(f"rlhf: {mistake}" for mistake in mistakes), file=sys.stderr)
         return 2
     make_folder(folder)
@@ -91,9 +114,13 @@ def run(argv: list[str]) -> int:
         return 0
     if deepspeed is not None:
         flags = [*flags, "--deepspeed", str(folder / "deepspeed.json")]
-    by_hand = ["torchrun", *_torchrun(launch, place), "-m", "rlhf", verb, *flags]
+    attempts = _Attempts(launch, place, folder, [verb, *flags], settings, _environment(ranks, on_cpu))
+    if mistakes := attempts.begin(mistakes):
+        print("\n".join(f"rlhf: {mistake}" for mistake in mistakes), file=sys.stderr)
+        return 2
+    by_hand = ["torchrun", *_torchrun(launch, place), "-m", "rlhf", *attempts.verb]
     write_files(folder, deepspeed, by_hand if place.is_first else None)
-    return _run_attempts(launch, place, folder, [verb, *flags], settings, _environment(ranks, on_cpu))
+    return attempts.run()
 
 
 def with_resume(verb: list[str]) -> list[str]:
@@ -101,56 +128,197 @@ def with_resume(verb: list[str]) -> list[str]:
     return [*_without(verb, "resume"), "--resume", "true"]
 
 
-def _run_attempts(
-    launch: LaunchConfig,
-    place: Place,
-    folder: Path,
-    verb: list[str],
-    settings: dict[str, Any],
-    environment: dict[str, str],
-) -> int:
-    old_news = read_news(folder)
-    for attempt in range(launch.max_restarts + 1):
-        again = verb if attempt == 0 else with_resume(verb)
-        end = _attempt(launch, place, folder, again, environment, attempt, old_news)
+@dataclass
+class _Attempts:
+    """The attempts at one job on this node, one after another, in step with the other nodes."""
+
+    launch: LaunchConfig
+    place: Place
+    folder: Path
+    verb: list[str]
+    settings: dict[str, Any]
+    environment: dict[str, str]
+    number: int = 0
+    restarts: int = 0
+    old_news: dict[str, int] = field(default_factory=dict)
+
+    def begin(self, mistakes: list[str]) -> list[str]:
+        """Meet the other nodes, if any. Returns all mistakes, this node's and those that only a comparison shows."""
+        if self.launch.nodes == 1:
+            self._take(self._carried())
+            self.old_news = read_news(self.folder)
+            return mistakes
+
+        def decide(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+            wrong = differences(nodes)
+            return {"mistakes": wrong, "changes": {} if wrong else self._carried()}
+
+        own = ("zero", "offload", "nodes", "auto", "max_restarts")
+        settings = {**self.settings, **{f"launch --{key}": getattr(self.launch, key) for key in own}}
+        facts = node_facts(self.place.num_ranks, self.place.num_gpus, settings, mistakes)
+        try:
+            verdict = self._meet(facts, decide)
+        except UserError as error:
+            return [*mistakes, str(error)]
+        self._take(verdict["changes"])
+        return verdict["mistakes"]
+
+    def run(self) -> int:
+        """Run until all is done, or trying again helps no more. Returns the exit code."""
+        while True:
+            end = self._attempt()
+            asked_for = not end.may_help and end.code in _ASKED_FOR
+            cause = None if end.code == 0 or asked_for else self._cause()
+            code = _OUT_OF_MEMORY if cause else end.code
+            self._tell(end, cause)
+            if code == 0 or (code in _FOR_GOOD and not end.may_help):
+                return code
+            lesson = self._lesson(end, cause)
+            try:
+                verdict = self._decide(lesson)
+            except UserError as error:
+                print(f"rlhf: {error}", file=sys.stderr)
+                return code
+            if not verdict.go:
+                if lesson.out_of_memory:
+                    self._advise(cause)
+                return code
+            self._next(verdict)
+
+    def _carried(self) -> dict[str, int]:
+        """What an earlier launch of a run that is resumed has set, once its record has it too."""
+        if not is_on(self.settings, "resume"):
+            record.forget(self.folder)
+            return {}
+        changes = record.remembered(self.folder) if self.launch.auto else {}
+        if changes:
+            record.take_settings(output_dir(self.settings), changes)
+        return changes
+
+    def _take(self, changes: dict[str, int]) -> None:
+        self.settings = {**self.settings, **changes}
+        for key in changes:
+            self.verb = _without(self.verb, key)
+        self.verb = [*self.verb, *flags_of(changes)]
+
+    def _meet(self, facts: dict[str, Any], decide: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> dict[str, Any]:
+        place = self.place
+        node = _node_rank(self.launch)
+        meeting = Meeting(
+            self.folder, node, self.launch.nodes, self.number, place.address, place.port, self.launch.meet_seconds,
+            has_ended=self._ended_elsewhere(),
+        )  # fmt: skip
+        verdict = meeting.hold(facts, decide)
+        began = meeting.began()
+        self.old_news = {name: when for name, when in read_news(self.folder).items() if when <= began}
+        return verdict
+
+    def _ended_elsewhere(self) -> Callable[[], bool]:
+        """Whether a node has said that it fails for good, and has not come all the same."""
+        since: list[float] = []
+
+        def ended() -> bool:
+            name = f"failed-{self.number}.json"
+            news = read_news(self.folder).get(name, 0)
+            if self.number == 0 or news in (0, self.old_news.get(name, 0)):
+                return False
+            since.append(time.monotonic())
+            return since[-1] - since[0] > _COMES_WITHIN
+
+        return ended
+
+    def _attempt(self) -> End:
+        first = _node_rank(self.launch) * self.place.num_ranks
+        watch = Watch(
+            self.folder,
+            range(first, first + self.place.num_ranks),
+            self.environment,
+            attempt=self.number,
+            hang_seconds=None if self.verb[0] in ALONE else self.launch.hang_seconds,
+            old_news=self.old_news,
+        )
+        agent = [sys.executable, "-m", "rlhf.launcher.agent", str(watch.ended), *_torchrun(self.launch, self.place)]
+        return watch.run([*agent, "-m", "rlhf.launcher.rank", str(self.folder), *self.verb])
+
+    def _cause(self) -> tuple[RankFiles, Cause] | None:
+        """The first rank of this node that said that its memory ran out, and where."""
+        first = _node_rank(self.launch) * self.place.num_ranks
+        ranks = [RankFiles(self.folder, rank) for rank in range(first, first + self.place.num_ranks)]
+        told = [(files, cause) for files in ranks if (cause := read_cause(files.memory)) is not None]
+        return min(told, key=lambda one: one[0].memory.stat().st_mtime_ns, default=None)
+
+    def _tell(self, end: End, told: tuple[RankFiles, Cause] | None) -> None:
         if end.code == STOPPED:
             print("launch: stopped at a checkpoint, as SIGUSR1 asked; go on with --resume true", file=sys.stderr)
+        elif told is not None:
+            files, cause = told
+            mark = read_mark(files)
+            where = f"rank {files.rank} on {mark.host}" if mark else f"rank {files.rank}"
+            print(f"rlhf: launch: {where} ran out of memory: {cause}; its log: {files.log}", file=sys.stderr)
         elif end.message:
             print(f"rlhf: launch: {end.message}", file=sys.stderr)
-        if end.out_of_memory:
-            num_ranks = launch.nodes * place.num_ranks
-            advice = next_setting(verb[0], settings, launch.zero or 0, launch.offload, num_ranks)
-            print(f"rlhf: out of memory; next to try: {advice}", file=sys.stderr)
-        if not end.may_help or attempt == launch.max_restarts:
-            return end.code
-        print(f"launch: restart {attempt + 1} of {launch.max_restarts}, from the newest whole checkpoint", flush=True)
-        if launch.nodes == 1:
-            place = _place(launch, place.num_ranks, place.num_gpus is None)  # another port
-        else:  # the next one: at the old one a node that is quicker would meet what is left of the attempt before
-            place = replace(place, port=launch.main_port + attempt + 1)
-    raise AssertionError("unreachable")
 
+    def _lesson(self, end: End, told: tuple[RankFiles, Cause] | None) -> Lesson:
+        short = end.out_of_memory or told is not None
+        if not short:
+            return Lesson(may_help=end.may_help)
+        on_cpu = self.place.num_gpus is None
+        changes = smaller(self.verb[0], self.settings, told[1] if told else None, on_cpu)
+        return Lesson(out_of_memory=True, changes=changes)
 
-def _attempt(
-    launch: LaunchConfig,
-    place: Place,
-    folder: Path,
-    verb: list[str],
-    environment: dict[str, str],
-    attempt: int,
-    old_news: dict[str, int],
-) -> End:
-    first = _node_rank(launch) * place.num_ranks
-    watch = Watch(
-        folder,
-        range(first, first + place.num_ranks),
-        environment,
-        attempt=attempt,
-        hang_seconds=None if verb[0] in ALONE else launch.hang_seconds,
-        old_news=old_news,
-    )
-    start = [sys.executable, "-m", "rlhf.launcher.agent", str(watch.ended), *_torchrun(launch, place)]
-    return watch.run([*start, "-m", "rlhf.launcher.rank", str(folder), *verb])
+    def _decide(self, lesson: Lesson) -> Verdict:
+        left = self.launch.max_restarts - self.restarts
+        alone = judge([lesson], self.launch.auto, left)
+        if self.launch.nodes == 1:
+            if alone.changes:
+                self._record(alone.changes)
+            return alone
+        if not (self.launch.auto or alone.go):
+            return alone
+
+        def decide(nodes: list[dict[str, Any]]) -> dict[str, Any]:
+            verdict = judge([Lesson(**node["lesson"]) for node in nodes], self.launch.auto, left)
+            if verdict.changes:
+                self._record(verdict.changes)
+            return asdict(verdict)
+
+        self._move_on()
+        try:
+            return Verdict(**self._meet({"lesson": asdict(lesson)}, decide))
+        except EndedElsewhere:
+            return Verdict(go=False)
+
+    def _record(self, changes: dict[str, int]) -> None:
+        record.remember(self.folder, changes)
+        record.take_settings(output_dir(self.settings), changes)
+
+    def _move_on(self) -> None:
+        self.number += 1
+        if self.launch.nodes == 1:
+            self.place = _place(self.launch, self.place.num_ranks, self.place.num_gpus is None)  # another port
+        else:  # the next one: at the old one a quicker node would meet what is left of the attempt before
+            self.place = replace(self.place, port=self.launch.main_port + self.number)
+
+    def _next(self, verdict: Verdict) -> None:
+        if self.launch.nodes == 1:
+            self._move_on()
+            self.old_news = read_news(self.folder)
+        self._take(verdict.changes or {})
+        self.verb = with_resume(self.verb)
+        if verdict.counts:
+            self.restarts += 1
+            count = f"restart {self.restarts} of {self.launch.max_restarts}"
+            print(f"launch: {count}, from the newest whole checkpoint", flush=True)
+        else:
+            less = " ".join(flags_of(verdict.changes or {}))
+            print(f"launch: goes on from the newest whole checkpoint with {less}; the result stays", flush=True)
+
+    def _advise(self, told: tuple[RankFiles, Cause] | None) -> None:
+        num_ranks = self.launch.nodes * self.place.num_ranks
+        cause = told[1] if told else None
+        zero, offload, on_cpu = self.launch.zero or 0, self.launch.offload, self.place.num_gpus is None
+        advice = next_setting(self.verb[0], self.settings, zero, offload, num_ranks, cause, on_cpu)
+        print(f"rlhf: out of memory; next to try: {advice}", file=sys.stderr)
 
 
 def _check_numbers(launch: LaunchConfig, verb: str) -> None:
@@ -160,6 +328,8 @@ def _check_numbers(launch: LaunchConfig, verb: str) -> None:
         raise UserError(f"max_restarts: {launch.max_restarts} is below 0; set 0 or more")
     if launch.hang_seconds <= 0:
         raise UserError(f"hang_seconds: {launch.hang_seconds:g} is no time; set some seconds, 600 by default")
+    if launch.meet_seconds <= 0:
+        raise UserError(f"meet_seconds: {launch.meet_seconds:g} is no time; set some seconds, 600 by default")
     if launch.nodes < 1:
         raise UserError(f"nodes: {launch.nodes} is no number of nodes; set --nodes 1 or more")
     if launch.submit and not launch.slurm:

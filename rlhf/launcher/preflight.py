@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,7 @@ def check(verb: str, settings: dict[str, Any], place: Place) -> list[str]:
     """All mistakes that can be seen now, one line each; none: nothing stands in the way."""
     checks = [
         lambda: check_gpus(place),
+        lambda: check_gpu_memory(place),
         lambda: check_port(place),
         lambda: check_output_dir(settings["output_dir"], is_on(settings, "resume")) if place.is_first else None,
         *[lambda key=key: check_file(key, settings) for key in _FILES],
@@ -80,6 +83,45 @@ def check_gpus(place: Place) -> None:
             f"gpus: {place.num_ranks} asked for and {place.num_gpus} there; set --gpus {place.num_gpus}, or make more "
             "visible with CUDA_VISIBLE_DEVICES"
         )
+
+
+def check_gpu_memory(place: Place) -> None:
+    """Raise UserError where a GPU that a rank will use has less than half its memory free: another process is there.
+
+    As `nvidia-smi` says; nothing is known where there is none.
+    """
+    if place.num_gpus is None:
+        return
+    for index, free, total in gpu_memory()[: place.num_ranks]:
+        if free < total / 2:
+            raise UserError(
+                f"gpus: GPU {index} has {_gib(free)} of {_gib(total)} free, another process has the rest; end it "
+                "(`nvidia-smi` names it), or leave that GPU out with CUDA_VISIBLE_DEVICES"
+            )
+
+
+def gpu_memory() -> list[tuple[str, int, int]]:
+    """The visible GPUs in the order of ranks: number, free bytes, all bytes.
+
+    Asked of `nvidia-smi`: PyTorch would have to open each GPU for it, and keep some of its memory. Empty where that
+    does not answer, or says nothing of memory.
+    """
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.free,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+        rows = [[word.strip() for word in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+        told = [(index, uuid, int(free) * 2**20, int(total) * 2**20) for index, uuid, free, total in rows]
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [(index, free, total) for index, _, free, total in told]
+    found = []
+    for name in visible.split(","):
+        for index, uuid, free, total in told:
+            if name.strip() == index or (name.strip().startswith("GPU-") and uuid.startswith(name.strip())):
+                found.append((index, free, total))
+    return found
 
 
 def check_port(place: Place) -> None:

@@ -38,10 +38,21 @@ class RankFiles:
         """How far its training is; touched at every step."""
         return self.folder / "ranks" / f"rank-{self.rank}.beat"
 
+    @property
+    def memory(self) -> Path:
+        """What it was doing when its memory ran out, as JSON (`rlhf.launcher.cause`)."""
+        return self.folder / "ranks" / f"rank-{self.rank}.memory.json"
+
+    @property
+    def traceback(self) -> Path:
+        """The whole traceback of that error, of which the log has one line."""
+        return self.folder / "logs" / f"rank-{self.rank}.traceback"
+
     def forget(self) -> None:
         """Remove what an earlier attempt left, but for the log."""
         self.mark.unlink(missing_ok=True)
         self.beat.unlink(missing_ok=True)
+        self.memory.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def main(argv: list[str]) -> None:
     part.write_text(json.dumps(asdict(Mark(os.getpid(), socket.gethostname()))), encoding="utf-8")
     part.replace(files.mark)
     os.environ[BEAT] = str(files.beat)
-    os.execv(sys.executable, [sys.executable, "-m", "rlhf", *argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-m", "rlhf.launcher.verb", *argv])
 
 
 if __name__ == "__main__":
