@@ -35,7 +35,7 @@ SlurmctldPort={controller}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=10
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -147,12 +147,14 @@ class SlurmCluster:
         host = os.uname().nodename
         text = _SETTINGS.format(host=host, folder=self.folder, controller=controller, nodes=nodes)
         self._settings.write_text(text)
-        (self.folder / "gres.conf").write_text("NodeName=node[1-2] Name=gpu Count=8\n")
+        for number in range(8):
+            (self.folder / f"gpu{number}").touch()  # stands for a device
+        (self.folder / "gres.conf").write_text(f"NodeName=node[1-2] Name=gpu File={self.folder}/gpu[0-7]\n")
 
     def _start(self) -> None:
-        own = {name: f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "seed", "log")}
+        own = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "seed")]
         socket = f"{self.folder}/munge.socket"
-        self._run("munged", "--foreground", "--force", f"--socket={socket}", own["key"], own["pid"], own["seed"])
+        self._run("munged", "--foreground", "--force", f"--socket={socket}", *own)
         self._wait_for(Path(socket).exists, "munged's socket")
         self._run("slurmctld", "-D")
         for node in ("node1", "node2"):
