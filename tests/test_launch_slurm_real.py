@@ -1,0 +1,145 @@
+"""`rlhf launch --slurm` on a real SLURM: jobs that end, are requeued, signalled, cancelled, and run on two nodes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlhf import cli
+from rlhf.launcher.files import launch_folder
+from tests import launch_cases as cases
+from tests.slurm_cluster import SlurmCluster, slurm, until  # noqa: F401
+
+LONG = {"max_steps": 150, "save_strategy": "steps", "save_steps": 20, "save_total_limit": 2, "logging_steps": 1}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def _submit(slurm: SlurmCluster, place: Path, policy: Path, *own: str, **values: object) -> str:  # noqa: F811
+    """Submit sft by `rlhf launch`; the job's number."""
+    verb = cases.sft(place, policy, **{**LONG, **values})
+    command = [sys.executable, "-m", "rlhf", "launch", "--slurm", "true", "--submit", "true", *own, "--", *verb]
+    environment = {**slurm.environment(), **{k: v for k, v in cases.environment().items() if "SLURM" not in k}}
+    done = subprocess.run(command, cwd=cases.ROOT, env=environment, capture_output=True, text=True, check=False)
+    told = re.search(r"Submitted batch job (\d+)", done.stdout)
+    assert told, done.stderr
+    return told[1]
+
+
+def _log(place: Path, number: str) -> str:
+    path = launch_folder(place / "run") / "logs" / f"slurm-{number}.log"
+    return path.read_text() if path.is_file() else ""
+
+
+def _wait_for_step(slurm: SlurmCluster, place: Path, number: str, step: int) -> None:  # noqa: F811
+    beat = launch_folder(place / "run") / "ranks" / "rank-1.beat"
+
+    def there() -> bool:
+        told = re.fullmatch(r"step (\d+)", beat.read_text()) if beat.is_file() else None
+        return bool(told) and int(told[1]) >= step
+
+    until(there, f"step {step} of job {number}: {slurm.job(number)['JobState']}, {_log(place, number)}")
+
+
+def _ends_well(slurm: SlurmCluster, place: Path, number: str, restarts: int) -> str:  # noqa: F811
+    """Wait for the job's end, which is a good one after so many restarts; its log."""
+    job = slurm.end_of(number)
+    log = _log(place, number)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", str(restarts)), log
+    steps = [row["step"] for row in cases.rows(place / "run") if "loss" in row]
+    assert steps == list(range(1, LONG["max_steps"] + 1))
+    assert cases.alive(place) == []
+    return log
+
+
+def _same_weights(left: Path, right: Path) -> None:
+    mine, other = cases.weights(left), cases.weights(right)
+    assert mine.keys() == other.keys()
+    for name, weight in mine.items():
+        torch.testing.assert_close(weight, other[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm: SlurmCluster, policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """The run folder of a job of two ranks that nobody disturbed."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    log = _ends_well(slurm, place, _submit(slurm, place, policy_folder, "--gpus", "2"), restarts=0)
+    assert "train loss" in log
+    return place / "run"
+
+
+def test_a_requeued_job_resumes_to_the_same_weights(
+    slurm: SlurmCluster,  # noqa: F811
+    undisturbed: Path,
+    policy_folder: Path,
+    tmp_path: Path,
+) -> None:
+    number = _submit(slurm, tmp_path, policy_folder, "--gpus", "2")
+    _wait_for_step(slurm, tmp_path, number, 45)
+    slurm.ask("scontrol", "requeue", number)
+    _ends_well(slurm, tmp_path, number, restarts=1)
+    first = (launch_folder(tmp_path / "run") / "logs" / "rank-0.log").read_text()
+    assert "step" in first
+    _same_weights(tmp_path / "run", undisturbed)
+
+
+def test_sigusr1_before_the_time_limit_saves_requeues_and_resumes(
+    slurm: SlurmCluster,  # noqa: F811
+    undisturbed: Path,
+    policy_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """The signal that `--signal=B:USR1@300` sends, to the same process, without the minutes until it comes."""
+    number = _submit(slurm, tmp_path, policy_folder, "--gpus", "2", save_strategy="no")
+    _wait_for_step(slurm, tmp_path, number, 5)
+    slurm.ask("scancel", "--signal=USR1", "--batch", number)
+    log = _ends_well(slurm, tmp_path, number, restarts=1)
+    assert "launch: stopped at a checkpoint, as SIGUSR1 asked" in log
+    assert "stopped at a checkpoint; requeued" in log
+    _same_weights(tmp_path / "run", undisturbed)
+
+
+def test_two_nodes_that_are_signalled_at_their_very_start_train_as_one(
+    slurm: SlurmCluster,  # noqa: F811
+    undisturbed: Path,
+    policy_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Nothing listens yet but the job's script: no process dies of the signal, and it is not lost."""
+    number = _submit(slurm, tmp_path, policy_folder, "--gpus", "1", "--nodes", "2")
+    step = until(
+        lambda: re.search(rf"StepId={number}\.1 ", slurm.ask("scontrol", "show", "step")), f"the launch of job {number}"
+    )
+    assert step
+    slurm.ask("scancel", "--signal=USR1", "--batch", number)
+    log = _ends_well(slurm, tmp_path, number, restarts=1)
+    assert "stopped at a checkpoint; requeued" in log
+    logs = launch_folder(tmp_path / "run") / "logs"
+    assert (logs / "rank-0.log").is_file() and (logs / "node-1.log").is_file()
+    _same_weights(tmp_path / "run", undisturbed)
+
+
+def test_a_cancelled_job_leaves_no_process(slurm: SlurmCluster, policy_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    number = _submit(slurm, tmp_path, policy_folder, "--gpus", "2", max_steps=5000)
+    _wait_for_step(slurm, tmp_path, number, 3)
+    step = slurm.ask("scontrol", "show", "step", f"{number}.1", "--oneliner")
+    assert "CPUs=2 " in step  # both that the job asked for, one a rank
+    assert cases.alive(tmp_path) != []
+    slurm.ask("scancel", number)
+    assert slurm.end_of(number)["JobState"] == "CANCELLED"
+    until(lambda: cases.alive(tmp_path) == [], "the end of all processes of a cancelled job", 60)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_sbatch_takes_the_script_of_a_gpu_job(
+    nodes: int,
+    slurm: SlurmCluster,  # noqa: F811
+    policy_folder: Path,
+    tmp_path: Path,
+) -> None:
+    verb = cases.sft(tmp_path, policy_folder, use_cpu=False)
+    cli.main(["launch", "--slurm", "true", "--gpus", "8", "--nodes", str(nodes), "--", *verb])
+    told = slurm.ask("sbatch", "--test-only", str(tmp_path / "run.launch" / "job.sbatch"))
+    assert re.search(rf"to start at .* on nodes? node{'1' if nodes == 1 else re.escape('[1-2]')} in partition main", told)
