@@ -34,7 +34,7 @@ def nodes() -> Iterator[tuple[Node, Node]]:
 
 
 def _start(nodes: tuple[Node, Node], verb: list[str], *flags: str) -> list[subprocess.Popen[str]]:
-    launch = [sys.executable, "-m", "rlhf", "launch", "--gpus", "1", "--zero", "2", "--nodes", "2"]
+    launch = [sys.executable, "-m", "rlhf", "launch", "--gpus", "1", "--nodes", "2"]
     launch += ["--main_address", nodes[0].address, *flags]
     return [
         subprocess.Popen(
@@ -69,7 +69,7 @@ def test_a_pulled_cable_ends_both_nodes_and_resume_gives_the_same_result(
     for place in places.values():
         place.mkdir()
     verbs = {name: cases.sft(place, policy_folder, **VALUES) for name, place in places.items()}
-    one = cases.launch(["--gpus", "2", "--zero", "2"], verbs["one"])
+    one = cases.launch(["--gpus", "2"], verbs["one"])
     assert one.returncode == 0, one.stderr
 
     two = _start(nodes, verbs["two"])
