@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,17 @@ def dpo(place: Path, policy: Path, **values: Any) -> list[str]:
     return _command("dpo", place, {**own, **values})
 
 
-def _command(verb: str, place: Path, values: dict[str, Any]) -> list[str]:
+def ppo(place: Path, policy: Path, **values: Any) -> list[str]:
+    """As `sft`; the reward counts a letter."""
+    data = stages.prompts(place / "prompts.jsonl", 32)
+    own = {"model_name_or_path": str(policy), "prompts": str(data), "reward": ["tests.ppo_cases:count_e_in_texts"]}
+    return _command("ppo", place, {**own, "max_new_tokens": 8, "learning_rate": 3e-3, **values}, without=["max_length"])
+
+
+def _command(verb: str, place: Path, values: dict[str, Any], without: Sequence[str] = ()) -> list[str]:
     config = place / f"{verb}.yaml"
-    config.write_text(json.dumps({**SETTINGS, "output_dir": str(place / "run"), **values}))  # JSON is YAML
+    common = {key: value for key, value in SETTINGS.items() if key not in without}
+    config.write_text(json.dumps({**common, "output_dir": str(place / "run"), **values}))  # JSON is YAML
     return [verb, "--config", str(config)]
 
 

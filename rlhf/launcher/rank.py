@@ -9,8 +9,13 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
+
+import psutil
 
 BEAT = "RLHF_BEAT"  # the file in which a trainer says how far it is; `rlhf.training` writes it
 _PR_SET_PDEATHSIG = 1
@@ -77,6 +82,48 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def own_address(address: str, port: int = 9) -> str | None:
+    """This machine's own address on the way to another; None where there is no way, or no such name."""
+    with suppress(OSError):
+        for family, kind, _, _, place in socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM):
+            with suppress(OSError), socket.socket(family, kind) as probe:
+                probe.connect(place)  # of UDP: looks up the way and sends nothing
+                return str(probe.getsockname()[0])
+    return None
+
+
+def interface_to(address: str) -> str | None:
+    """The network interface that leads to an address, or that has it; None where that cannot be told."""
+    own = own_address(address)
+    for name, entries in psutil.net_if_addrs().items():
+        if own is not None and any(entry.address.split("%")[0] == own for entry in entries):
+            return name
+    return None
+
+
+def choose_interface(environment: MutableMapping[str, str]) -> None:
+    """Have gloo and NCCL use the interface that leads to the first node, unless the user has chosen one.
+
+    Without it gloo takes the address that the host's name stands for: often another network's, or 127.0.1.1,
+    which no other node can reach. One node needs none of this.
+    """
+    address = environment.get("MASTER_ADDR", "")
+    if int(environment.get("GROUP_WORLD_SIZE", "1")) == 1 or not address:
+        return
+    interface = interface_to(address)
+    if interface is None or (_is_loopback(own_address(address)) and not _is_loopback(address)):
+        return  # a name that stands for 127.0.1.1 on its own host
+    environment.setdefault("GLOO_SOCKET_IFNAME", interface)
+    environment.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
+
+
+def _is_loopback(address: str | None) -> bool:
+    try:
+        return ip_address(address or "").is_loopback
+    except ValueError:
+        return False
+
+
 def main(argv: list[str]) -> None:
     """Become the verb."""
     die_with_parent()
@@ -90,6 +137,7 @@ def main(argv: list[str]) -> None:
     part.write_text(json.dumps(asdict(Mark(os.getpid(), socket.gethostname()))), encoding="utf-8")
     part.replace(files.mark)
     os.environ[BEAT] = str(files.beat)
+    choose_interface(os.environ)
     os.execv(sys.executable, [sys.executable, "-m", "rlhf.launcher.verb", *argv])
 
 

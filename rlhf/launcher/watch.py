@@ -16,12 +16,13 @@ from typing import Any
 import psutil
 
 from rlhf.launcher.memory import is_out_of_memory
-from rlhf.launcher.rank import RankFiles, read_mark
+from rlhf.launcher.rank import RankFiles, interface_to, read_mark
 
 STOPPED = 75  # EX_TEMPFAIL, as `rlhf.training`: a checkpoint was asked for and is written
 HUNG = 124  # as timeout(1)
 _POLL = 0.2  # seconds
 _AGAIN = 2.0  # seconds between signals to ranks that do not listen yet
+_ANSWER = 3.0  # seconds in which the first node has to answer
 _GRACE = 10.0  # seconds in which a node whose ranks die with others' may find out why its own did
 _LINES = 15
 _OWN_SIGNALS = [-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL]
@@ -68,6 +69,8 @@ class Watch:
     _printed: int = 0
     _told: float = 0.0
     _news_came: float | None = None
+    _meeting: tuple[str, int] | None = None
+    _begun: float = 0.0
 
     @property
     def ended(self) -> Path:
@@ -87,6 +90,8 @@ class Watch:
             RankFiles(self.folder, rank).forget()
         self.ended.unlink(missing_ok=True)
         self._printed = _size(RankFiles(self.folder, 0).log)
+        self._meeting = _meeting(command)
+        self._begun = time.time()
         output = self.folder / "logs" / f"node-{self.ranks.start}.log"
         with output.open("ab") as log, self._listening():
             agent = subprocess.Popen(
@@ -171,7 +176,7 @@ class Watch:
             time.sleep(_POLL)
         # Ranks that wait for a hung one are silent too. One that was stopped is known for sure.
         rank = next((one for one in self.ranks if self._is_stopped(one)), rank)
-        how = f"hangs: no step and no line for {seconds:.0f} s (--hang_seconds)"
+        how = f"hangs: no step and no line for {seconds:.0f} s (--hang_seconds){_network_trouble(self._meeting)}"
         return End(HUNG, self._message(rank, how), may_help=True)
 
     def _is_stopped(self, rank: int) -> bool:
@@ -239,6 +244,7 @@ class Watch:
                 process.kill()
         agent.wait()
         psutil.wait_procs(left, timeout=10)
+        drop_left_locks(self._begun)
 
     def _copy_console(self) -> None:
         log = RankFiles(self.folder, 0).log
@@ -255,6 +261,57 @@ class Watch:
 def read_news(folder: Path) -> dict[str, int]:
     """What earlier launches left of failures: file names and their times."""
     return {path.name: _time(path) for path in (folder / "ranks").glob("failed-*.json")}
+
+
+def drop_left_locks(since: float) -> list[Path]:
+    """Remove the locks that ranks killed while they compiled an extension (DeepSpeed's Adam) left, and return them.
+
+    torch's lock is a file that its holder keeps open and removes; where the holder was killed, all later jobs of
+    this user would wait for it without end. Only files made `since` (seconds of the epoch) that no process has open.
+    """
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    found = {path for pattern in ("*/lock", "*/*/lock") for path in root.glob(pattern)}
+    new = {path for path in found if _time(path) >= since * 1e9}
+    if not new:
+        return []
+    opened = {file for process in psutil.process_iter() for file in _open_files(process)}
+    left = sorted(path for path in new if str(path.resolve()) not in opened)
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def _open_files(process: psutil.Process) -> list[str]:
+    try:
+        return [file.path for file in process.open_files()]
+    except psutil.Error:
+        return []
+
+
+def _meeting(command: list[str]) -> tuple[str, int] | None:
+    """Where several nodes meet, from torchrun's arguments; None for one node."""
+    if "--node_rank" not in command:
+        return None
+    address, port = (command[command.index(flag) + 1] for flag in ("--master_addr", "--master_port"))
+    return address, int(port)
+
+
+def _network_trouble(meeting: tuple[str, int] | None) -> str:
+    """What this node sees of a network that is down, to be said behind what happened; often nothing."""
+    if meeting is None:
+        return ""
+    address, port = meeting
+    interface = interface_to(address)
+    status = psutil.net_if_stats().get(interface) if interface else None
+    if interface and status is not None and not status.isup:
+        return f", and this node's network interface {interface} is down,"
+    try:
+        socket.create_connection(meeting, timeout=_ANSWER).close()
+    except ConnectionRefusedError:  # an answer; torchrun may have ended there
+        return ""
+    except OSError as error:
+        return f", and the first node cannot be reached at {address}:{port} ({error}): the network may be down,"
+    return ""
 
 
 def last_lines(log: Path, count: int = _LINES) -> list[str]:
