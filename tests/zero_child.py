@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlhf.cli import main
 
+
 class Memory:
     """The largest number of bytes seen of each part, by a look before and one after each optimizer step."""
 
