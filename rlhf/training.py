@@ -26,6 +26,7 @@ from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
 from rlhf.models import load_causal
 from rlhf.runs import RunFolder, is_main_process
+from rlhf.throughput import Throughput
 
 Row = TypeVar("Row")
 Encoded = TypeVar("Encoded")
@@ -166,6 +167,7 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     last = newest_checkpoint(folder.path) if resume else None
     if resume:
         folder.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
+    trainer.callback_handler.callbacks.insert(0, Throughput(trainer))  # first, so that all loggers see its figures
     trainer.add_callback(RunLog(folder))
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(Progress())

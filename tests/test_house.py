@@ -26,7 +26,7 @@ ROWS = [
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding", "rlhf.parts"],
     ["rlhf.config", "rlhf.decoding_graph"],
     ["rlhf.records"],
-    ["rlhf.errors", "rlhf.hardware", "rlhf.usage"],
+    ["rlhf.errors", "rlhf.hardware", "rlhf.usage", "rlhf.throughput"],
 ]  # fmt: skip
 # A room that reaches into another one on purpose, and why.
 ALLOWED = {("rlhf.demo", "rlhf.sample")}  # groups responses into tasks as `sample` does
