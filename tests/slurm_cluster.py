@@ -170,8 +170,13 @@ class SlurmCluster:
         with (self.folder / "daemons.log").open("ab") as log:
             self._daemons.append(
                 subprocess.Popen(
-                    [program, *arguments], env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    preexec_fn=die_with_parent, cwd=self.folder,
+                    [program, *arguments],
+                    env=self.environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    preexec_fn=die_with_parent,
+                    cwd=self.folder,
                 )  # fmt: skip
             )
 

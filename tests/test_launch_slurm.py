@@ -46,6 +46,8 @@ def test_the_script_is_bash_and_says_what_was_asked(
 @pytest.mark.parametrize("template", sorted(path.name for path in (ROOT / "launch" / "slurm").iterdir()))
 def test_the_templates_are_bash(template: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / "launch" / "slurm" / template)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(ROOT / "launch" / "slurm" / template)], check=True)
 
 
 def test_what_cannot_be_submitted(tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

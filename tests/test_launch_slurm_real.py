@@ -142,4 +142,6 @@ def test_sbatch_takes_the_script_of_a_gpu_job(
     verb = cases.sft(tmp_path, policy_folder, use_cpu=False)
     cli.main(["launch", "--slurm", "true", "--gpus", "8", "--nodes", str(nodes), "--", *verb])
     told = slurm.ask("sbatch", "--test-only", str(tmp_path / "run.launch" / "job.sbatch"))
-    assert re.search(rf"to start at .* on nodes? node{'1' if nodes == 1 else re.escape('[1-2]')} in partition main", told)
+    assert re.search(
+        rf"to start at .* on nodes? node{'1' if nodes == 1 else re.escape('[1-2]')} in partition main", told
+    )

@@ -1,4 +1,5 @@
 # The health check of one node; `rlhf launch` puts it into the job's script.
+# shellcheck shell=bash
 bad() { echo "$(hostname): $1" >&2; exit 1; }
 gpus=@GPUS@
 if [ "$gpus" -gt 0 ]; then
