@@ -1,0 +1,61 @@
+"""Resuming on another number of ranks: the same losses as if nothing had been changed, or one line that says why not."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.records import Demonstration, make_id, write_jsonl
+from tests import ppo_cases, stages
+
+ROOT = Path(__file__).parents[1]
+ZERO = [None, 1, 2, 3]
+STEPS, FIRST, SECOND = 9, 4, 7  # checkpoints at 4 and 7; an epoch has 4 steps of 8 examples
+SHARED = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "use_cpu": True, "lr_scheduler_type": "linear"}
+# The loss and all else that is logged, over three epochs, for sft and ppo.
+TOLERANCE = 1e-4
+
+
+def _command(place: Path, policy: Path, verb: str, num_ranks: int, zero: int | None, **values: Any) -> list[str]:
+    """The verb on so many ranks with 8 examples a step."""
+    if verb == "ppo":
+        own = {key: value for key, value in ppo_cases.SETTINGS.items() if key != "logging_nan_inf_filter"}
+        own |= {"prompts": str(place / "prompts.jsonl"), "reward": ["tests.ppo_cases:count_e_in_texts"]}
+        own |= {"per_device_train_batch_size": 8 // num_ranks, "kl_target": 0.5, "value_learning_rate": 1e-2}
+    else:
+        own = {**stages.TRAINING, "demonstrations": str(place / "demonstrations.jsonl"), "learning_rate": 3e-3}
+        own |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // num_ranks}
+    if zero:
+        own["deepspeed"] = str(ROOT / "launch" / f"zero{zero}.json")
+    config = place / f"{verb}-{num_ranks}.yaml"
+    # Weights that decay and weights that do not: two groups of the optimizer, with settings of their own.
+    settings = {**own, **SHARED, "weight_decay": 0.5, "model_name_or_path": str(policy), **values}
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    return [verb, "--config", str(config)]
+
+
+def _run(place: Path, plan: list[tuple[int, list[str]]]) -> list[tuple[list[int], str]]:
+    """Exit codes and output of each command."""
+    file = place / f"plan{len(list(place.glob('plan*.json')))}.json"
+    file.write_text(json.dumps(plan))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "tests/other_ranks.py", str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    codes = [json.loads(line) for line in done.stdout.splitlines()]
+    return [(code, Path(f"{file}.{at}.log").read_text()) for at, code in enumerate(codes)]
+
+
+def _cut_off(run: Path, step: int, to: Path) -> Path:
+    """The run as if it had been stopped after that step."""
+    shutil.copytree(run / f"checkpoint-{step}", to / f"checkpoint-{step}")
+    shutil.copy(run / "metrics.jsonl", to)
+    record = json.loads((run / "run.json").read_text())
+    (to / "run.json").write_text(json.dumps({**record, "finished": False, "metrics": {}}))
+    return to
