@@ -61,6 +61,10 @@ class OnOtherRanks(TrainerCallback):
         saved = torch.load(self.universal / "zero" / "optimizer_state.pt", map_location="cpu", weights_only=False)
         for group, settings in zip(engine.optimizer.optimizer.param_groups, saved["param_groups"], strict=True):
             group.update({key: value for key, value in settings.items() if key != "params"})
+        # And one tensor as the count of steps, which each group then raises by one: Adam's bias correction goes wrong.
+        for moments in engine.optimizer.optimizer.state.values():
+            if torch.is_tensor(moments.get("step")):
+                moments["step"] = moments["step"].clone()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Of some ranks there is no random state, and from the seed they would draw what was drawn before."""
