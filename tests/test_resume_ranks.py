@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rlhf.records import Demonstration, make_id, write_jsonl
 from tests import ppo_cases, stages
@@ -54,8 +53,54 @@ def _run(place: Path, plan: list[tuple[int, list[str]]]) -> list[tuple[list[int]
 
 def _cut_off(run: Path, step: int, to: Path) -> Path:
     """The run as if it had been stopped after that step."""
+    to.mkdir(exist_ok=True)
     shutil.copytree(run / f"checkpoint-{step}", to / f"checkpoint-{step}")
     shutil.copy(run / "metrics.jsonl", to)
     record = json.loads((run / "run.json").read_text())
     (to / "run.json").write_text(json.dumps({**record, "finished": False, "metrics": {}}))
     return to
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Demonstrations and prompts of which no two steps have the same loss."""
+    folder, rows = tmp_path_factory.mktemp("ranks"), []
+    for n in range(32):
+        reply = f"{n * n} " + ["Thank", "you", "kind", "shoes", "shop"][n % 5] * (n % 7)
+        messages = [
+            {"role": "user", "content": f"{stages.QUESTIONS[n % 4]} {n}"},
+            {"role": "assistant", "content": reply},
+        ]
+        rows.append(Demonstration(make_id("dem", messages), messages))
+    write_jsonl(folder / "demonstrations.jsonl", rows)
+    stages.prompts(folder / "prompts.jsonl", 32)
+    return folder
+
+
+def _losses(run: Path) -> list[float]:
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def _resume(place: Path, policy: Path, verb: str, num_ranks: int, zero: int | None, run: Path) -> tuple[list[int], str]:
+    command = _command(place, policy, verb, num_ranks, zero, resume=True, output_dir=str(run))
+    return _run(place, [(num_ranks, command)])[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("verb", ["sft", "ppo"])
+@pytest.mark.parametrize("zero", ZERO)
+def test_two_ranks_go_on_as_one_and_one_as_two(place: Path, policy_folder: Path, verb: str, zero: int | None) -> None:
+    whole, one, two = (place / f"{verb}-{zero}-{name}" for name in ("whole", "one", "two"))
+    command = _command(place, policy_folder, verb, 2, zero, output_dir=str(whole))
+    [(codes, log)] = _run(place, [(2, command)])
+    assert codes == [0, 0], log[-3000:]
+    codes, log = _resume(place, policy_folder, verb, 1, zero, _cut_off(whole, FIRST, one))
+    assert codes == [0], log[-3000:]
+    codes, log = _resume(place, policy_folder, verb, 2, zero, _cut_off(one, SECOND, two))
+    assert codes == [0, 0], log[-3000:]
+    expected = _losses(whole)
+    assert len(expected) == STEPS
+    assert _losses(one) == pytest.approx(expected, abs=TOLERANCE)
+    assert _losses(two) == pytest.approx(expected, abs=TOLERANCE)
