@@ -1,4 +1,4 @@
-"""Resuming on another number of ranks: the same losses as if nothing had been changed, or one line that says why not."""
+"""Resuming on another number of ranks: the same losses as if nothing had changed, or one line that says why not."""
 
 import json
 import os
@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from rlhf.errors import UserError
 from rlhf.records import Demonstration, make_id, write_jsonl
+from rlhf.resume import prepare_resume
 from tests import ppo_cases, stages
 
 ROOT = Path(__file__).parents[1]
@@ -104,3 +107,45 @@ def test_two_ranks_go_on_as_one_and_one_as_two(place: Path, policy_folder: Path,
     assert len(expected) == STEPS
     assert _losses(one) == pytest.approx(expected, abs=TOLERANCE)
     assert _losses(two) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def _trainer(checkpoint: Path, ranks: int, batch: int, stage: int | None) -> Any:
+    """What `prepare_resume` asks of a trainer before it converts anything."""
+    attributes = {"num_ranks": 2, "global_batch": 8}
+    callbacks = {"NumRanks": {"args": {}, "attributes": attributes}}
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": callbacks}))
+    plugin = SimpleNamespace(zero_stage=stage) if stage else None
+    return SimpleNamespace(
+        args=SimpleNamespace(train_batch_size=batch, world_size=ranks, gradient_accumulation_steps=1),
+        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "batch", "stage", "files", "message"),
+    [
+        (1, 4, None, [], "made with 8 examples a step, on 2 ranks, and now there would be 4, on 1 rank; keep it: "),
+        (1, 4, None, [], "--per_device_train_batch_size times --gradient_accumulation_steps must be 8"),
+        (3, 4, None, [], "resume on a number of ranks that divides 8"),
+        (1, 8, None, ["mp_rank_00_model_states.pt"], "its optimizer is DeepSpeed's; resume with its --deepspeed"),
+        (1, 8, 2, None, "has no optimizer of DeepSpeed; resume without --deepspeed"),
+        (1, 8, 3, ["mp_rank_00_model_states.pt"], "is of ZeRO-1 or 2, and this is ZeRO-3; resume with ZeRO-1 or 2"),
+        (
+            1,
+            8,
+            2,
+            ["zero_pp_rank_0_mp_rank_00_model_states.pt"],
+            "is of ZeRO-3, and this is ZeRO-2; resume with ZeRO-3",
+        ),
+    ],
+)
+def test_what_cannot_go_on_is_one_line(
+    tmp_path: Path, ranks: int, batch: int, stage: int | None, files: list[str] | None, message: str
+) -> None:
+    if files:
+        (tmp_path / "global_step4").mkdir()
+        for name in files:
+            (tmp_path / "global_step4" / name).touch()
+    with pytest.raises(UserError) as error:
+        prepare_resume(_trainer(tmp_path, ranks, batch, stage), tmp_path)
+    assert message in str(error.value)
