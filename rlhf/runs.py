@@ -23,6 +23,9 @@ _LIBRARIES = ["rlhf", "torch", "transformers", "trl", "peft", "accelerate", "dat
 # Where a run's files lie, how it was started and how it shows itself: none of it changes the result.
 _PLACES = {"output_dir", "logging_dir", "run_name", "resume", "resume_from_checkpoint", "disable_tqdm", "report_to"}
 
+# How the global batch is dealt to ranks: `rlhf.resume` holds that it stays as large.
+_SHARES = {"per_device_train_batch_size", "gradient_accumulation_steps"}
+
 # Work that took long: a run that holds some is not removed after an error. Of a trained model it is not
 # *.safetensors that tells, which a full disk cuts off, but the tokenizer, which is written after the weights.
 _KEPT = ["checkpoint-*/trainer_state.json", "*.part", "responses.*.jsonl", "tokenizer_config.json", "labels.db"]
@@ -220,11 +223,24 @@ def _claim(folder: Path, run: Run, resume: bool) -> bool:
     there = read_run(folder)
     if there.id != run.id:
         changed = sorted(key for key in run.config if key not in _PLACES and run.config[key] != there.config.get(key))
+        if _same_on_other_ranks(run, there):
+            return False
         raise UserError(
             f"{folder}: was started with other settings or data ({', '.join(changed) or 'the input files changed'}); "
             "resume with the same ones, or choose another --output_dir"
         )
     return False
+
+
+def _same_on_other_ranks(run: Run, there: Run) -> bool:
+    """Whether only the share of a rank differs, as where fewer or more of them go on with a run."""
+    ours, theirs = (
+        {key: value for key, value in _known(config).items() if key not in _SHARES}
+        for config in (run.config, there.config)
+    )
+    return (run.stage, ours, run.data_sha256, run.parents, run.labels_sha256) == (
+        there.stage, theirs, there.data_sha256, there.parents, there.labels_sha256
+    )  # fmt: skip
 
 
 def _git_sha() -> str | None:

@@ -5,12 +5,10 @@ import faulthandler
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,21 +16,19 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState, ProgressCallback
+from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 from trl import ModelConfig, get_quantization_config
 
 from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
 from rlhf.models import load_causal
+from rlhf.resume import NumRanks, drop_torn_checkpoints, newest_checkpoint, prepare_resume
 from rlhf.runs import RunFolder, is_main_process
 from rlhf.throughput import Throughput
 
 Row = TypeVar("Row")
 Encoded = TypeVar("Encoded")
-
-# The last file that transformers writes into a checkpoint: without it the checkpoint was cut off.
-_LAST_WRITTEN = "trainer_state.json"
 
 _SKIPPED_AT_MOST = 20  # log rows in a row
 
@@ -144,27 +140,17 @@ class StopOnSignal(TrainerCallback):
         return control
 
 
-class NumRanks(TrainerCallback, ExportableState):
-    """Writes into trainer_state.json how many ranks the checkpoint has files of."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.num_ranks = args.world_size
-        state.stateful_callbacks["NumRanks"] = self.state()  # a resumed state has only what its checkpoint had
-
-    def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"num_ranks": self.num_ranks}}
-
-    num_ranks = 1
-
-
 def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     """Train (from the newest whole checkpoint with `resume`), save, and return the last metrics.
 
     The model is saved at the top of the run folder as a plain Hugging Face folder. On SIGUSR1 a checkpoint is
-    written after the step and the process exits with code 75; `resume` goes on from there.
+    written after the step and the process exits with code 75; `resume` goes on from there, on as many ranks or on
+    another number of them.
     """
     drop_torn_checkpoints(folder.path)
     last = newest_checkpoint(folder.path) if resume else None
+    for callback in prepare_resume(trainer, Path(last)) if last else []:
+        trainer.add_callback(callback)
     if resume:
         folder.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
     trainer.callback_handler.callbacks.insert(0, Throughput(trainer))  # first, so that all loggers see its figures
@@ -246,49 +232,6 @@ def _leave_at_checkpoint() -> None:
     if is_main_process():
         print("stopped at a checkpoint; go on with --resume true")
     sys.exit(STOPPED)
-
-
-def drop_torn_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that a kill or a full disk cut off, so that resume finds the newest whole one."""
-    if not is_main_process():
-        return
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not is_whole(checkpoint):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def newest_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint; None where there is none. The same on all ranks, whoever removes torn ones."""
-    steps = {
-        int(checkpoint.name.rsplit("-", 1)[1]): checkpoint
-        for checkpoint in folder.glob("checkpoint-*")
-        if checkpoint.name.rsplit("-", 1)[1].isdigit() and is_whole(checkpoint)
-    }
-    return str(steps[max(steps)]) if steps else None
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end, by all its ranks.
-
-    Rank 0 writes trainer_state.json last of its own files, when others may not have written theirs yet: their
-    random states, and under DeepSpeed their parts of the optimizer.
-    """
-    try:
-        state = json.loads((checkpoint / _LAST_WRITTEN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    callbacks = state.get("stateful_callbacks") or {}
-    num_ranks = callbacks.get("NumRanks", {}).get("attributes", {}).get("num_ranks", 1)
-    parts = list(checkpoint.glob("rng_state*.pth"))
-    # save_only_model leaves no random states, and nothing of any rank but the first.
-    if num_ranks > 1 and parts and len(parts) < num_ranks:
-        return False
-    for sharded in checkpoint.glob("global_step*"):
-        shards = list(sharded.glob("*zero_pp_rank_*_optim_states.pt"))
-        if len(shards) < num_ranks or not (checkpoint / "latest").is_file():
-            return False
-        parts += [*shards, *sharded.glob("*_model_states.pt")]
-    return all(zipfile.is_zipfile(part) for part in parts)
 
 
 def set_up(arguments: Any) -> None:

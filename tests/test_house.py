@@ -21,7 +21,7 @@ ROWS = [
     ],
     ["rlhf.likelihood", "rlhf.scoring", "rlhf.training", "rlhf.streaming"],
     ["rlhf.generate"],
-    ["rlhf.models"],
+    ["rlhf.models", "rlhf.resume"],
     ["rlhf.lineage"],
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding", "rlhf.parts"],
     ["rlhf.config", "rlhf.decoding_graph"],

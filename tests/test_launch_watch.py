@@ -11,7 +11,7 @@ import torch
 
 from rlhf.launcher.memory import next_setting
 from rlhf.launcher.watch import Watch, last_lines, read_news
-from rlhf.training import drop_torn_checkpoints, is_whole, newest_checkpoint
+from rlhf.resume import drop_torn_checkpoints, is_whole, newest_checkpoint
 
 
 def test_last_lines_of_a_log_with_a_bar(tmp_path: Path) -> None:

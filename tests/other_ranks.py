@@ -1,0 +1,52 @@
+"""Trainings on one number of ranks that go on on another. Ranks are forks, so that libraries load once.
+
+python tests/other_ranks.py PLAN.json: a list of [number of ranks, the verb's command line], run one after the other.
+Prints the exit codes of each command's ranks; what they print themselves is in PLAN.json.N.log.
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import deepspeed  # noqa: F401
+
+import rlhf.ppo.run
+import rlhf.sft  # noqa: F401
+from rlhf.cli import main
+from rlhf.ports import choose_port
+
+
+def _rank(rank: int, num_ranks: int, port: int, argv: list[str], log: Path) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    with log.open("a") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    try:
+        main(argv)
+    except BaseException:
+        traceback.print_exc()
+        raise
+
+
+def run(num_ranks: int, argv: list[str], log: Path) -> list[int | None]:
+    """The exit codes of a verb's ranks."""
+    fork, port = multiprocessing.get_context("fork"), choose_port("127.0.0.1", 0)
+    ranks = [fork.Process(target=_rank, args=(rank, num_ranks, port, argv, log)) for rank in range(num_ranks)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return [process.exitcode for process in ranks]
+
+
+if __name__ == "__main__":
+    plan = Path(sys.argv[1])
+    for at, (num_ranks, argv) in enumerate(json.loads(plan.read_text())):
+        print(json.dumps(run(num_ranks, argv, Path(f"{plan}.{at}.log"))))
