@@ -177,7 +177,7 @@ class SlurmCluster:
                     stderr=log,
                     preexec_fn=die_with_parent,
                     cwd=self.folder,
-                )  # fmt: skip
+                )
             )
 
     def _wait_for(self, ready: Callable[[], bool], what: str) -> None:
