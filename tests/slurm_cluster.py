@@ -109,9 +109,9 @@ class SlurmCluster:
         """Wait until a job has ended for good, and return what the controller knows of it."""
         going_on = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED")
 
-        def ended() -> dict[str, str] | None:
+        def ended() -> dict[str, str]:
             known = self.job(number)
-            return None if known["JobState"] in going_on else known
+            return {} if known["JobState"] in going_on else known
 
         return until(ended, f"the end of job {number}; {self.folder}/slurmctld.log may say more")
 
