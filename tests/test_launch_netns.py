@@ -19,7 +19,7 @@ from tests.network_nodes import Node, NotAllowed, two_nodes
 from tests.test_launch_faults import when_at_step
 
 VALUES = {"max_steps": 30, "save_strategy": "steps", "save_steps": 5}
-HANG = 20  # seconds
+HANG = 60  # seconds; a loaded machine is silent for long while it starts
 WITHIN = 60  # seconds, beside HANG
 
 
@@ -85,7 +85,7 @@ def test_a_pulled_cable_ends_both_nodes_and_resume_gives_the_same_result(
     assert [process.returncode for process in cut] == [124, 124], told
     # Each says it by itself, or points to the other, who was first.
     said = [
-        re.search(rf"rank {rank} on {node.name} hangs: no step and no line for 2\d s \(--hang_seconds\), and ", err)
+        re.search(rf"rank {rank} on {node.name} hangs: no step and no line for 6\d s \(--hang_seconds\), and ", err)
         for rank, (node, (_, err)) in enumerate(zip(nodes, told, strict=True))
     ]
     assert any(said), told
