@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_two_ranks_sum_their_tokens(tmp_path: Path, policy_folder: Path) -> None
     rows = _rows(tmp_path / "run")
     trained = [row for row in rows if "loss" in row]
     counts = [0, *(row["num_tokens"] for row in trained)]
-    tokens = [after - before for before, after in zip(counts, counts[1:], strict=False)]
+    tokens = [after - before for before, after in pairwise(counts)]
 
     encoder = Encoder(load_tokenizer(str(policy_folder)))
     rows_read = read_jsonl(tmp_path / "demonstrations.jsonl", Demonstration)
