@@ -1,10 +1,10 @@
 """Tokens a second, MFU and memory in the log: formulas by hand, a real run's rows, two real ranks."""
 
-import itertools
 import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def test_two_ranks_sum_their_tokens(tmp_path: Path, policy_folder: Path) -> None
     rows = _rows(tmp_path / "run")
     trained = [row for row in rows if "loss" in row]
     counts = [0, *(row["num_tokens"] for row in trained)]
-    tokens = [after - before for before, after in itertools.pairwise(counts)]
+    tokens = [after - before for before, after in pairwise(counts)]
 
     encoder = Encoder(load_tokenizer(str(policy_folder)))
     rows_read = read_jsonl(tmp_path / "demonstrations.jsonl", Demonstration)
