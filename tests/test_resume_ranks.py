@@ -127,7 +127,7 @@ def _trainer(checkpoint: Path, ranks: int, batch: int, stage: int | None) -> Any
         (1, 4, None, [], "made with 8 examples a step, on 2 ranks, and now there would be 4, on 1 rank; keep it: "),
         (1, 4, None, [], "--per_device_train_batch_size times --gradient_accumulation_steps must be 8"),
         (3, 4, None, [], "resume on a number of ranks that divides 8"),
-        (1, 8, None, ["mp_rank_00_model_states.pt"], "its optimizer is DeepSpeed's; resume with its --deepspeed"),
+        (1, 8, None, ["mp_rank_00_model_states.pt"], "its optimizer is DeepSpeed's; resume with the same --deepspeed"),
         (1, 8, 2, None, "has no optimizer of DeepSpeed; resume without --deepspeed"),
         (1, 8, 3, ["mp_rank_00_model_states.pt"], "is of ZeRO-1 or 2, and this is ZeRO-3; resume with ZeRO-1 or 2"),
         (
