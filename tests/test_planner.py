@@ -278,6 +278,45 @@ def test_the_first_that_fits_is_chosen_and_no_memory_is_too_small_to_say_so(shap
     assert not search(stage, options, whole / GIB / 100).fits
 
 
+def test_what_does_not_fit_names_the_least_of_all(shape: Path) -> None:
+    """Settings that are passed over by their lower bound may need less than the first, which was counted in full."""
+    options = PlanOptions(gpus=8)
+    stage = _stage("sft", shape, options)
+    found = search(stage, options, 1e-6)
+    every = [account(stage, setting, options).peak for setting in settings(stage, options)]
+    assert not found.fits
+    assert found.chosen.peak == min(every)
+
+
+def test_zero_3_is_whole_while_ppo_samples_and_weighs(shape: Path) -> None:
+    options = PlanOptions(gpus=8)
+    stage = _stage("ppo", shape, options)
+    for phase in ("rollout", "scoring"):
+        sums = _sums(stage, Setting(zero=3, micro_batch=128), options, phase)
+        assert sums["policy", "gathered weights"] == TRUNK * 4
+        assert sums["value model", "gathered weights"] == (TRUNK + HIDDEN) * 4
+
+
+def test_zero_3_of_ppo_names_its_reference(shape: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["plan", "ppo", "--model_name_or_path", str(shape), "--reward", "http://localhost:1", "--gpus", "2"]
+    argv += ["--gpu_memory", "80", "--max_prompt_length", "24", "--max_new_tokens", "8", "--output", str(tmp_path)]
+    cli.main([*argv, "--zero", "3"])
+    assert f"--ref_model {shape}" in capsys.readouterr().out.replace("\n", "")
+    assert f"--ref_model {shape}" in (tmp_path / "flags.txt").read_text()
+    cli.main([*argv, "--zero", "2"])
+    assert "--ref_model" not in (tmp_path / "flags.txt").read_text()
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["sft", "-h"]])
+def test_help_is_the_plan_s_own(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["plan", *argv])
+    told = capsys.readouterr().out
+    assert not stop.value.code
+    assert "--gpu_memory" in told
+    assert "--adam_beta1" not in told
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -293,6 +332,7 @@ def test_the_first_that_fits_is_chosen_and_no_memory_is_too_small_to_say_so(shap
         (["sft", "--config"], "--config: needs the path"),
         (["sft", "--use_peft", "true", "--lora_target_modules", "no", "such"], "lora_target_modules: "),
         (["sft", "--gpu_memry", "3"], "unknown flag `--gpu_memry`"),
+        (["dpo"], "runs/sft: is not there; a plan needs a config.json alone"),
     ],
 )
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], shape: Path, argv: list[str], message: str) -> None:
@@ -312,6 +352,15 @@ def test_what_does_not_fit_is_an_error_with_its_mends(capsys: pytest.CaptureFixt
     error = _fails(capsys, "plan", "sft", "--model_name_or_path", str(shape), "--gpu_memory", "0.001")
     assert "sft at 256 tokens does not fit" in error
     assert "LoRA (--use_peft true)" in error
+
+
+def test_more_gpus_are_no_mend_where_weights_are_whole(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """DPO's KL at ZeRO-3: its logits decide, and the weights are whole on each GPU."""
+    wide = str(_shape(tmp_path, vocab_size=200_000))
+    argv = ["plan", "dpo", "--model_name_or_path", wide, "--gpus", "8", "--gpu_memory", "1.6", "--zero", "3"]
+    error = _fails(capsys, *argv, "--max_length", "256", "--per_device_eval_batch_size", "64")
+    assert "GPUs with more memory (the weights are whole there" in error
+    assert "--num_kl_prompts 0" in error
 
 
 def test_json_and_files(capsys: pytest.CaptureFixture[str], shape: Path, tmp_path: Path) -> None:
