@@ -56,9 +56,12 @@ def judges(settings: Any) -> dict[str, RewardFunction]:
 
 
 def _judge(place: str, batch_size: int) -> RewardFunction:
-    """A function, a reward model, or the mean of several."""
+    """A likelihood, a function, a reward model, or the mean of several."""
+    from rlhf.compare.likelihood_judges import is_likelihood_judge, likelihood_judge
     from rlhf.scoring import load_reward_model
 
+    if is_likelihood_judge(place):
+        return likelihood_judge(place, batch_size)
     if ":" in place and not Path(place).exists():
         return load_function(place, "judges")
     models = [load_reward_model(path, batch_size=batch_size) for path in place.split(",")]

@@ -43,6 +43,12 @@ def test_the_mean_of_two_reward_models(tmp_path: Path) -> None:
     assert one != other
 
 
+def test_a_likelihood(tmp_path: Path) -> None:
+    found = judges(_settings(f"plain=likelihood:{tiny_policy(tmp_path / 'policy')}"))
+    nats = found["plain"](PROMPTS, ["Yes", "No, not that"])
+    assert all(value < 0 for value in nats) and nats[0] != nats[1]
+
+
 @pytest.mark.parametrize("entry", ["rlhf.compare.checks:number_matches", "=x", "x=", "people=x"])
 def test_a_judge_without_a_name(entry: str) -> None:
     with pytest.raises(UserError, match=r"is no name=module:function or name=RUN with a name of its own"):

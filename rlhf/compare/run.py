@@ -92,7 +92,8 @@ class CompareConfig:
         default_factory=list,
         metadata={
             "help": "Further judges, as `name=module:function` (rlhf.compare.checks:number_matches) or `name=RUN`; "
-            "`name=RUN,RUN` is the mean of several reward models."
+            "`name=RUN,RUN` is the mean of several reward models, `name=likelihood:MODEL` a model's mean "
+            "log-likelihood, `name=implicit:RUN` the implicit reward of a DPO run."
         },
     )
     confidence: float = field(default=0.95, metadata={"help": "Confidence of the intervals."})
