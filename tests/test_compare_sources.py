@@ -208,7 +208,7 @@ def test_no_batch_is_done_twice(place: Path, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(PartFile, "add", noted)
     run(_config(place, tmp_path / "out", *policies, resume=True), {"gold": vowels})
-    assert added == [] and not part.exists()
+    assert not [name for name, _ in added if name.startswith("responses.")] and not part.exists()
     for name in ("report.json", "responses.a.jsonl", "responses.b.jsonl"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
