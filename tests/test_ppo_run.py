@@ -20,7 +20,7 @@ from tests import stages
 
 REWARD = "tests.ppo_cases:count_e_in_texts"
 # What a clock or the machine decides.
-MEASURED = ("seconds/", "memory/", "episodes_per_second", "tokens_per_second", "train_")
+MEASURED = ("seconds/", "memory/", "episodes_per_second", "tokens_per_second", "memory_gb", "train_")
 
 
 def _settings(place: Path, policy: Path, name: str = "run", **values: Any) -> dict[str, Any]:
