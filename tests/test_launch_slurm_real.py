@@ -101,26 +101,6 @@ def test_sigusr1_before_the_time_limit_saves_requeues_and_resumes(
     _same_weights(tmp_path / "run", undisturbed)
 
 
-def test_two_nodes_that_are_signalled_at_their_very_start_train_as_one(
-    slurm: SlurmCluster,  # noqa: F811
-    undisturbed: Path,
-    policy_folder: Path,
-    tmp_path: Path,
-) -> None:
-    """Nothing listens yet but the job's script: no process dies of the signal, and it is not lost."""
-    number = _submit(slurm, tmp_path, policy_folder, "--gpus", "1", "--nodes", "2")
-    step = until(
-        lambda: re.search(rf"StepId={number}\.1 ", slurm.ask("scontrol", "show", "step")), f"the launch of job {number}"
-    )
-    assert step
-    slurm.ask("scancel", "--signal=USR1", "--batch", number)
-    log = _ends_well(slurm, tmp_path, number, restarts=1)
-    assert "stopped at a checkpoint; requeued" in log
-    logs = launch_folder(tmp_path / "run") / "logs"
-    assert (logs / "rank-0.log").is_file() and (logs / "node-1.log").is_file()
-    _same_weights(tmp_path / "run", undisturbed)
-
-
 def test_a_cancelled_job_leaves_no_process(slurm: SlurmCluster, policy_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     number = _submit(slurm, tmp_path, policy_folder, "--gpus", "2", max_steps=5000)
     _wait_for_step(slurm, tmp_path, number, 3)
