@@ -120,7 +120,7 @@ def _kill_often(process: subprocess.Popen[bytes], place: Path, dice: random.Rand
         begin = time.monotonic()
         if not in_start:
             _when(process, lambda files=files, step=reached: _step(files) > step)
-        time.sleep(share * (START_SECONDS if in_start else STEP_SECONDS))
+        time.sleep(share * (START_SECONDS if in_start else STEP_SECONDS))  # the random moment itself
         reached = max(reached, _step(files))
         where = files.beat.read_text(encoding="utf-8") if files.beat.is_file() else "its start"
         os.kill(mark.pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,7 +151,7 @@ def _describe(
             labels.update(parent.labels_sha256)
         if path.is_file():
             hashes[name] = file_sha256(path)
-    known = _known(config)
+    known = known_settings(config)
     identity = make_id("run", stage, known, hashes, sorted(set(parents)), *own)
     return Run(
         id=identity.replace("run-", f"{stage}-"),
@@ -160,7 +160,7 @@ def _describe(
         config=dict(config),
         data_sha256=hashes,
         git_sha=_git_sha(),
-        versions=_versions(),
+        versions=versions(),
         started=datetime.now(UTC).isoformat(timespec="milliseconds"),
         labels_sha256=own or sorted(labels),
     )
@@ -168,10 +168,11 @@ def _describe(
 
 def settings_of(run: Run) -> dict[str, Any]:
     """A run's settings but for places: what its id is made from."""
-    return {key: value for key, value in _known(run.config).items() if not _looks_like_path(value)}
+    return {key: value for key, value in known_settings(run.config).items() if not _looks_like_path(value)}
 
 
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+def known_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config makes a run's id: not where its files lie."""
     return {key: value for key, value in config.items() if key not in _PLACES and not _is_path(value)}
 
 
@@ -235,7 +236,7 @@ def _claim(folder: Path, run: Run, resume: bool) -> bool:
 def _same_on_other_ranks(run: Run, there: Run) -> bool:
     """Whether only the share of a rank differs, as where fewer or more of them go on with a run."""
     ours, theirs = (
-        {key: value for key, value in _known(config).items() if key not in _SHARES}
+        {key: value for key, value in known_settings(config).items() if key not in _SHARES}
         for config in (run.config, there.config)
     )
     return (run.stage, ours, run.data_sha256, run.parents, run.labels_sha256) == (
@@ -252,9 +253,10 @@ def _git_sha() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _versions() -> dict[str, str]:
+def versions(libraries: Iterable[str] = _LIBRARIES) -> dict[str, str]:
+    """Of Python, and of those libraries that are installed."""
     versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
+    for library in libraries:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:

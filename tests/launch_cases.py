@@ -76,6 +76,14 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(run / "model.safetensors")
 
 
+def same_weights(left: Path, right: Path) -> None:
+    """Two finished runs have the same weights, to the bit."""
+    mine, other = weights(left), weights(right)
+    assert mine.keys() == other.keys()
+    for name, weight in mine.items():
+        torch.testing.assert_close(weight, other[name], rtol=0, atol=0, msg=name)
+
+
 def alive(place: Path) -> list[int]:
     """Processes whose command line names `place`: orphans, where a job there has ended."""
     import psutil

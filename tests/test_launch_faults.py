@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rlhf.launcher.files import launch_folder
 from rlhf.launcher.rank import RankFiles, read_mark
@@ -54,13 +53,6 @@ def undisturbed(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     return run
 
 
-def _same_weights(left: Path, right: Path) -> None:
-    mine, other = cases.weights(left), cases.weights(right)
-    assert mine.keys() == other.keys()
-    for name, weight in mine.items():
-        torch.testing.assert_close(weight, other[name], rtol=0, atol=0, msg=name)
-
-
 @pytest.mark.parametrize(("verb", "own"), [("sft", ZERO2), ("dpo", ["--gpus", "2", "--zero", "3"])], ids=["sft", "dpo"])
 def test_a_killed_rank_is_restarted_to_the_same_result(
     undisturbed: Any, policy_folder: Path, tmp_path: Path, verb: str, own: list[str]
@@ -75,7 +67,7 @@ def test_a_killed_rank_is_restarted_to_the_same_result(
     assert "launch: restart 1 of 1, from the newest whole checkpoint" in out
     steps = [row["step"] for row in cases.rows(tmp_path / "run") if "loss" in row]
     assert steps == list(range(1, 31))
-    _same_weights(tmp_path / "run", undisturbed(verb, own))
+    cases.same_weights(tmp_path / "run", undisturbed(verb, own))
     assert cases.alive(tmp_path) == []
 
 
@@ -125,4 +117,4 @@ def test_sigusr1_saves_and_resume_gives_the_same_result(undisturbed: Any, policy
     assert 13 <= newest < 30
     done = cases.launch(ZERO2, [*verb, "--resume", "true"])
     assert done.returncode == 0, done.stderr
-    _same_weights(tmp_path / "run", undisturbed("sft", ZERO2))
+    cases.same_weights(tmp_path / "run", undisturbed("sft", ZERO2))

@@ -61,7 +61,7 @@ def peak_data(process: subprocess.Popen[str], place: Path) -> int:
                 continue
             if found := re.search(r"VmData:\s+(\d+) kB", status):
                 most = max(most, int(found[1]) * 1024)
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks at what its processes hold
     return most
 
 

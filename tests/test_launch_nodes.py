@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from rlhf.ports import choose_port
 from tests import launch_cases as cases
@@ -38,9 +37,7 @@ def test_two_nodes_train_as_one_and_come_back_together_after_a_kill(policy_folde
     assert re.search(r"rlhf: launch: rank 1 on \S+ ended with SIGKILL", told[1][1])
     assert all("launch: restart 1 of 1" in out for out, _ in told)
     assert "train loss" in told[0][0] and "train loss" not in told[1][0]  # the console is the first node's
-    left, right = (cases.weights(place / "run") for place in places)
-    for name, weight in left.items():
-        torch.testing.assert_close(weight, right[name], rtol=0, atol=0, msg=name)
+    cases.same_weights(places[0] / "run", places[1] / "run")
     assert cases.alive(places[1]) == []
 
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from rlhf import cli
 from rlhf.launcher.files import launch_folder
@@ -54,13 +53,6 @@ def _ends_well(slurm: SlurmCluster, place: Path, number: str, restarts: int) -> 
     return log
 
 
-def _same_weights(left: Path, right: Path) -> None:
-    mine, other = cases.weights(left), cases.weights(right)
-    assert mine.keys() == other.keys()
-    for name, weight in mine.items():
-        torch.testing.assert_close(weight, other[name], rtol=0, atol=0, msg=name)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(slurm: SlurmCluster, policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
     """The run folder of a job of two ranks that nobody disturbed."""
@@ -82,7 +74,7 @@ def test_a_requeued_job_resumes_to_the_same_weights(
     _ends_well(slurm, tmp_path, number, restarts=1)
     first = (launch_folder(tmp_path / "run") / "logs" / "rank-0.log").read_text()
     assert "step" in first
-    _same_weights(tmp_path / "run", undisturbed)
+    cases.same_weights(tmp_path / "run", undisturbed)
 
 
 def test_sigusr1_before_the_time_limit_saves_requeues_and_resumes(
@@ -98,7 +90,7 @@ def test_sigusr1_before_the_time_limit_saves_requeues_and_resumes(
     log = _ends_well(slurm, tmp_path, number, restarts=1)
     assert "launch: stopped at a checkpoint, as SIGUSR1 asked" in log
     assert "stopped at a checkpoint; requeued" in log
-    _same_weights(tmp_path / "run", undisturbed)
+    cases.same_weights(tmp_path / "run", undisturbed)
 
 
 def test_a_cancelled_job_leaves_no_process(slurm: SlurmCluster, policy_folder: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -18,6 +18,7 @@ from rlhf.planner.speed import duration, read_throughput
 from rlhf.planner.stages import Stage
 from rlhf.runs import open_run
 from tests import stages
+from tests.cli_cases import fails
 
 HIDDEN, INNER, LAYERS, VOCABULARY, HEADS = 64, 96, 3, 500, 4
 # Embedding (tied with the head), and a layer: four square projections, three of the feed-forward, two norms.
@@ -244,7 +245,7 @@ def test_throughput_of_a_run(tmp_path: Path, shape: Path, capsys: pytest.Capture
     assert found.cost == pytest.approx(3 * 640 / 15 / 3600)
     write({"step": 1, "loss": 1.0})
     argv = ["plan", "sft", "--model_name_or_path", str(shape), "--gpu_memory", "8", "--like", str(tmp_path)]
-    assert "has no throughput in metrics.jsonl" in _fails(capsys, *argv)
+    assert "has no throughput in metrics.jsonl" in fails(capsys, *argv)
 
 
 def test_a_table_for_people(shape: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -338,18 +339,18 @@ def test_help_is_the_plan_s_own(capsys: pytest.CaptureFixture[str], argv: list[s
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], shape: Path, argv: list[str], message: str) -> None:
     argv = [*argv, "--model_name_or_path", str(shape)] if "--use_peft" in argv else argv
     machine = [] if not argv or argv[0] == "sample" else ["--gpu_memory", "8"]
-    assert message in _fails(capsys, "plan", *argv[:1], *machine, *argv[1:])
+    assert message in fails(capsys, "plan", *argv[:1], *machine, *argv[1:])
 
 
 def test_no_gpu_and_no_memory_given(capsys: pytest.CaptureFixture[str], shape: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here, whose memory is taken")
-    error = _fails(capsys, "plan", "sft", "--model_name_or_path", str(shape))
+    error = fails(capsys, "plan", "sft", "--model_name_or_path", str(shape))
     assert "gpu_memory: is not given and there is no GPU here" in error
 
 
 def test_what_does_not_fit_is_an_error_with_its_mends(capsys: pytest.CaptureFixture[str], shape: Path) -> None:
-    error = _fails(capsys, "plan", "sft", "--model_name_or_path", str(shape), "--gpu_memory", "0.001")
+    error = fails(capsys, "plan", "sft", "--model_name_or_path", str(shape), "--gpu_memory", "0.001")
     assert "sft at 256 tokens does not fit" in error
     assert "LoRA (--use_peft true)" in error
 
@@ -358,7 +359,7 @@ def test_more_gpus_are_no_mend_where_weights_are_whole(capsys: pytest.CaptureFix
     """DPO's KL at ZeRO-3: its logits decide, and the weights are whole on each GPU."""
     wide = str(_shape(tmp_path, vocab_size=200_000))
     argv = ["plan", "dpo", "--model_name_or_path", wide, "--gpus", "8", "--gpu_memory", "1.6", "--zero", "3"]
-    error = _fails(capsys, *argv, "--max_length", "256", "--per_device_eval_batch_size", "64")
+    error = fails(capsys, *argv, "--max_length", "256", "--per_device_eval_batch_size", "64")
     assert "GPUs with more memory (the weights are whole there" in error
     assert "--num_kl_prompts 0" in error
 
@@ -380,13 +381,3 @@ def test_json_and_files(capsys: pytest.CaptureFixture[str], shape: Path, tmp_pat
     flags = (tmp_path / "plan" / "flags.txt").read_text()
     assert "--per_device_train_batch_size 8" in flags
     assert f"--deepspeed {tmp_path / 'plan' / 'deepspeed.json'}" in flags
-
-
-def _fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(list(argv))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("rlhf: ")
-    assert error.count("\n") == 1
-    return error

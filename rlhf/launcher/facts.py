@@ -1,13 +1,12 @@
 """What nodes must have in common, and how they differ: one line a difference, with its mend."""
 
 import hashlib
-import importlib.metadata
-import platform
 import socket
 from pathlib import Path
 from typing import Any
 
 import rlhf
+from rlhf.runs import versions as installed_versions
 
 _LIBRARIES = ["torch", "transformers", "trl", "deepspeed", "accelerate", "peft"]
 
@@ -26,12 +25,7 @@ def node_facts(num_ranks: int, num_gpus: int | None, settings: dict[str, Any], m
 
 def versions() -> dict[str, str]:
     """Of Python, of the libraries that ranks share their work through, and of this code (a hash of its files)."""
-    found = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            found[library] = "none"
+    found = dict.fromkeys(("python", *_LIBRARIES), "none") | installed_versions(_LIBRARIES)
     return {**found, "rlhf": f"{rlhf.__version__}, code {code_hash(Path(rlhf.__file__).parent)}"}
 
 

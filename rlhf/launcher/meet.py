@@ -130,7 +130,7 @@ class Meeting:
             yield
             if self.has_ended():
                 raise EndedElsewhere
-            time.sleep(_POLL)
+            time.sleep(_POLL)  # files of other hosts: a shared disk tells nobody of them
 
     def _did_not_come(self, missing: list[str]) -> str:
         who = f"node {missing[0]}" if len(missing) == 1 else f"nodes {', '.join(missing)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError
 from rlhf.records import Run, make_id, write_whole
-from rlhf.runs import _known, read_run
+from rlhf.runs import known_settings, read_run
 
 _CHANGED = "auto.json"
 
@@ -34,7 +34,7 @@ def take_settings(output_dir: Path, changes: dict[str, int]) -> None:
 
 
 def _id(run: Run) -> str:
-    identity = make_id("run", run.stage, _known(run.config), run.data_sha256, sorted(set(run.parents)))
+    identity = make_id("run", run.stage, known_settings(run.config), run.data_sha256, sorted(set(run.parents)))
     return identity.replace("run-", f"{run.stage}-")
 
 

@@ -132,7 +132,7 @@ class Watch:
                 return self._hung(*silent)
             if self._failed_long_ago_elsewhere():
                 return self._failed_elsewhere()
-            time.sleep(_POLL)
+            time.sleep(_POLL)  # ranks tell by files and by their end: no one event to wait on
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -173,7 +173,7 @@ class Watch:
         while time.monotonic() < until and any(
             _size(RankFiles(self.folder, one).log) == size for one, size in sizes.items()
         ):
-            time.sleep(_POLL)
+            time.sleep(_POLL)  # until their stacks are in their logs
         # Ranks that wait for a hung one are silent too. One that was stopped is known for sure.
         rank = next((one for one in self.ranks if self._is_stopped(one)), rank)
         how = f"hangs: no step and no line for {seconds:.0f} s (--hang_seconds){_network_trouble(self._meeting)}"

@@ -56,6 +56,6 @@ def write(plan: Plan, folder: Path) -> list[Path]:
     path = str(put("deepspeed.json", json.dumps(config, indent=2))) if config else None
     chosen = flags(setting, plan.stage.verb, path)
     if plan.stage.verb == "ppo" and needs_ref_model(plan.stage, setting):
-        chosen += ["--ref_model", str(plan.stage.model_config.model_name_or_path)]  # type: ignore[union-attr]
+        chosen += ["--ref_model", plan.stage.path]
     put("flags.txt", " ".join(chosen))
     return written

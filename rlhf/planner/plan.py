@@ -54,7 +54,7 @@ def show_help(verb: str, epilog: str) -> NoReturn:
     from transformers import HfArgumentParser
 
     parser: Any = HfArgumentParser(
-        PlanOptions,  # type: ignore[arg-type]
+        typing.cast("Any", PlanOptions),  # its stub takes NewTypes of type Any alone
         prog=f"rlhf plan {verb}",
         usage=f"rlhf plan {verb} [--config FILE] [--gpus N] [--gpu_memory GIB] [--KEY VALUE ...]",
         description="Will this training fit, with which sharding, and how long will it take? Nothing is loaded.",

@@ -81,6 +81,7 @@ class Stage:
         self.data, self.training = config[0], config[-1]
         self.model_config = config[1] if len(config) == 3 else None
         self.on_gpu = options.gpus > 0
+        self.path = "" if self.model_config is None else str(self.model_config.model_name_or_path or "")
         if self.model_config is None:
             self.config = pretrain_config(self.data)
         else:

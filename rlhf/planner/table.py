@@ -161,7 +161,7 @@ def _lines(plan: Plan) -> list[str]:
         other = plan.search.without_offload
         lines.append(f"without offloading, and faster, fits too: {words(other.setting, plan.stage.verb)}")
     if stage.verb == "ppo" and needs_ref_model(stage, plan.chosen.setting):
-        lines.append(f"with ZeRO-3 name the reference: --ref_model {stage.model_config.model_name_or_path}")  # type: ignore[union-attr]
+        lines.append(f"with ZeRO-3 name the reference: --ref_model {stage.path}")
     if plan.chosen.host:
         lines.append(f"host memory: {plan.chosen.host / GIB:.2f} GiB a rank")
     if plan.duration:
