@@ -2,7 +2,8 @@
 
 `plain` is the loop that one writes first: transformers' `generate` at batch 8, then the judges at batch 8. `trl` is
 the same with TRL 1.0's own function for the completions, the one behind its WinRateCallback; TRL 1.0 is the last
-that has judges. `resume` is `rlhf compare --resume true`, which counts what it generates.
+that has judges. `same_work` is what the loops do, and nothing else, by the functions of `rlhf compare`: no KL, no
+fluency, no intervals, no report. `resume` is `rlhf compare --resume true`, which counts what it generates.
 """
 
 import json
@@ -18,7 +19,7 @@ def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     if job["arm"] == "trl":
         sys.path.insert(0, job["trl"])
-    found = resumed(job) if job["arm"] == "resume" else looped(job)
+    found = {"resume": resumed, "same_work": same_work}.get(job["arm"], looped)(job)
     Path(job["out"]).write_text(json.dumps(found))
 
 
@@ -45,7 +46,13 @@ def looped(job: dict[str, Any]) -> dict[str, Any]:
             pad_token_id=tokenizer.pad_token_id,
         )
         texts[name] = completions(prompts, model, tokenizer, how)
-    scores = {"reward_model": reward_scores(job["reward"], rows, texts), "gold": gold_scores(rows, texts)}
+    return found_by(
+        {"reward_model": reward_scores(job["reward"], rows, texts), "gold": gold_scores(rows, texts)}, texts
+    )
+
+
+def found_by(scores: dict[str, dict[str, list[float]]], texts: dict[str, list[str]]) -> dict[str, Any]:
+    """What an arm tells of its scores (by judge and policy) and of its texts."""
     first, *others = texts
     wins = {
         judge: {name: _win_rate(by_policy[name], by_policy[first]) for name in others}
@@ -110,6 +117,26 @@ def gold_scores(rows: list[dict[str, Any]], texts: dict[str, list[str]]) -> dict
     messages = [row["messages"] for row in rows]
     columns = {key: [row["meta"][key] for row in rows] for key in rows[0]["meta"]}
     return {name: score(messages, replies, **columns) for name, replies in texts.items()}
+
+
+def same_work(job: dict[str, Any]) -> dict[str, Any]:
+    """The loops' work by this project's own decoding and scoring."""
+    from rlhf.generate import Sampling, generate
+    from rlhf.models import load_policy
+    from rlhf.records import Prompt, read_jsonl
+    from rlhf.scoring import load_reward_model
+
+    prompts = read_jsonl(job["prompts"], Prompt)[: job["num_prompts"]]
+    messages = [prompt.messages for prompt in prompts]
+    texts: dict[str, list[str]] = {}
+    for name, path in job["policies"].items():
+        batches = generate(load_policy(path), messages, 1, Sampling(1.0, job["max_new_tokens"]), job["batch_size"])
+        replies = sorted((reply for _, batch in batches for reply in batch), key=lambda reply: reply.prompt_index)
+        texts[name] = [reply.text for reply in replies]
+    reward = load_reward_model(job["reward"])
+    rows = [{"messages": prompt.messages, "meta": prompt.meta} for prompt in prompts]
+    scores = {name: list(reward(messages, replies)) for name, replies in texts.items()}
+    return found_by({"reward_model": scores, "gold": gold_scores(rows, texts)}, texts)
 
 
 def resumed(job: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from rlhf.compare.statistics import (
     UNDECIDED,
     Bootstrap,
     Pair,
+    compare_all,
     compare_pair,
     disagreements,
     prompt_ties,
     prompt_wins,
     seen_from_the_other,
     win_matrix,
-    win_rate,
     winners,
 )
 from rlhf.intervals import Interval
@@ -62,8 +62,27 @@ def test_a_verdict_needs_the_whole_interval(low: float, high: float, verdict: st
 
 def test_prompts_that_are_the_same_are_one_cluster() -> None:
     a, b = np.array([[1.0], [1.0], [0.0]]), np.array([[0.0], [0.0], [1.0]])
-    assert win_rate(a, b, Bootstrap(clusters=["p", "p", "q"])).n == 2
-    assert win_rate(a, b, Bootstrap()).n == 3
+    assert compare_pair("a", "b", "gold", a, b, Bootstrap(clusters=["p", "p", "q"])).win_rate.n == 2
+    assert compare_pair("a", "b", "gold", a, b, Bootstrap()).win_rate.n == 3
+
+
+def test_all_pairs_are_those_compared_one_by_one() -> None:
+    scores = {judge: np.random.default_rng(seed).integers(0, 5, (3, 9, 2)) for seed, judge in enumerate("xy")}
+    found = compare_all(["a", "b", "c"], scores, Bootstrap())
+    places = [(a, b, judge) for a, b in ((0, 1), (0, 2), (1, 2)) for judge in "xy"]
+    assert [(pair.a, pair.b, pair.judge) for pair in found] == [("abc"[a], "abc"[b], judge) for a, b, judge in places]
+    for pair, (a, b, judge) in zip(found, places, strict=True):
+        alone = compare_pair(pair.a, pair.b, judge, scores[judge][a], scores[judge][b], Bootstrap())
+        assert (pair.ties, pair.win_rate.n) == (alone.ties, alone.win_rate.n)
+        ends = [(one.win_rate.mean, one.win_rate.low, one.win_rate.high) for one in (pair, alone)]
+        assert ends[0] == pytest.approx(ends[1], abs=1e-12)
+
+
+def test_intervals_of_several_responses_a_prompt_resample_prompts() -> None:
+    values = np.random.default_rng(0).random((2, 7, 3))
+    together = Bootstrap().intervals(values, (0.0, 1.0))
+    assert together == [Bootstrap().interval(one, (0.0, 1.0)) for one in values]
+    assert [one.n for one in together] == [7, 7]
 
 
 def test_seen_from_the_other_side() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,12 @@ class Answers:
         """The responses' texts, by prompt."""
         return [[response.text for response in row] for row in self.responses]
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.float64]:
         """Tokens of each response, the end of turn included, (prompts, responses)."""
         return self._measured("num_tokens")
 
-    @property
+    @cached_property
     def finished(self) -> NDArray[np.float64] | None:
         """1 where a response ended by itself, 0 where it was cut at max_new_tokens, (prompts, responses); None where
         that is not known of all."""
@@ -44,7 +45,7 @@ class Answers:
             return None
         return self._measured("finished")
 
-    @property
+    @cached_property
     def kl(self) -> NDArray[np.float64] | None:
         """KL to the reference in nats, (prompts, responses); None where the two share no tokens."""
         if any(response.sampling["kl"] is None for row in self.responses for response in row):

@@ -242,20 +242,23 @@ class _Comparison:
             reasons["with_ties"] = "no pair that both judged"
         if not decided.size:
             reasons["without_ties"] = "no pair on which neither sees a tie" if rows.size else "no pair that both judged"
-        kappa, reason = cohens_kappa(self.one[rows], self.other[rows], _within(self.bootstrap, rows), self.either_order)
+        within = _within(self.bootstrap, rows)
+        kappa, reason = cohens_kappa(self.one[rows], self.other[rows], within, self.either_order)
         if reason is not None:
             reasons["kappa"] = reason
+        with_ties = within.interval(same, (0.0, 1.0)) if rows.size else None
+        without_ties = with_ties if len(decided) == len(rows) else None
+        if 0 < len(decided) < len(rows):
+            without_ties = _within(self.bootstrap, rows[decided]).interval(same[decided], (0.0, 1.0))
         parted = rows[one != other]
         sizes = np.abs(self.one[parted] - self.other[parted])
         return Agreement(
             self.a,
             self.b,
             num_pairs=len(rows),
-            with_ties=_within(self.bootstrap, rows).interval(same, (0.0, 1.0)) if rows.size else None,
+            with_ties=with_ties,
             num_decided=len(decided),
-            without_ties=(
-                _within(self.bootstrap, rows[decided]).interval(same[decided], (0.0, 1.0)) if decided.size else None
-            ),
+            without_ties=without_ties,
             kappa=kappa,
             apart=parted[np.argsort(-sizes, kind="stable")][: self.most].tolist(),
             reasons=reasons,

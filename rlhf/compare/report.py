@@ -3,30 +3,41 @@
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlhf.compare.as_json import interval_numbers, maybe_interval, plain
 from rlhf.compare.judges import GOLD, LLM_JUDGE, REWARD_MODEL
 from rlhf.compare.sections import SECTIONS
 from rlhf.compare.sentences import judge_sentence
-from rlhf.compare.statistics import Pair, compare_pair, pair_of_wins, seen_from_the_other, win_rate
+from rlhf.compare.statistics import Pair, compare_all, pair_of_wins, seen_from_the_other
 from rlhf.compare.study import Study
 from rlhf.intervals import Interval
+
+_JUDGES = {"score": REWARD_MODEL, "gold": GOLD}
+_BOUNDS: dict[str, tuple[float | None, float | None]] = {
+    "score": (None, None),
+    "gold": (None, None),
+    "kl": (0.0, None),
+    "length": (0.0, None),
+    "finished": (0.0, 1.0),
+}
 
 
 def build_report(study: Study) -> dict[str, Any]:
     """Every number of the report, by the names of `files_of`'s files."""
     names, people = study.names, study.people
+    scored = compare_all(names, study.scores, study.bootstrap)
     pairs: list[dict[str, Any]] = []
-    for a, b in combinations(range(len(names)), 2):
-        for judge, scores in study.scores.items():
-            pairs.append(_pair_numbers(compare_pair(names[a], names[b], judge, scores[a], scores[b], study.bootstrap)))
+    for at, (a, b) in enumerate(combinations(names, 2)):
+        pairs += map(_pair_numbers, scored[at * len(study.scores) : (at + 1) * len(study.scores)])
         if study.language is not None:
-            wins = study.language.wins[names[a], names[b]]
-            pairs.append(_pair_numbers(pair_of_wins(names[a], names[b], LLM_JUDGE, wins, study.bootstrap)))
-        if people is not None and (voted := people.pairs.get((names[a], names[b]))) is not None:
+            pairs.append(_pair_numbers(pair_of_wins(a, b, LLM_JUDGE, study.language.wins[a, b], study.bootstrap)))
+        if people is not None and (voted := people.pairs.get((a, b))) is not None:
             counts = {"num_votes": voted.num_votes, "num_annotators": voted.num_annotators}
             pairs.append(_pair_numbers(voted.pair) | counts)
     report: dict[str, Any] = {
-        "policies": {name: _policy_numbers(study, at) for at, name in enumerate(names)},
+        "policies": _policy_numbers(study, scored),
         "pairs": pairs,
         "settings": study.settings,
     }
@@ -49,19 +60,31 @@ def files_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"report.json": same} | {f"{key}.json": report[key] for key in sorted(apart)}
 
 
-def _policy_numbers(study: Study, at: int) -> dict[str, Any]:
-    answer, interval = study.answers[at], study.bootstrap.interval
-    deciding = next(iter(study.scores.values()))
-    judged = {name: interval(scores[at], (None, None)) for name, scores in study.scores.items()}
-    numbers: dict[str, Interval | None] = {
-        "score": judged.get(REWARD_MODEL),
-        "gold": judged.get(GOLD),
-        "kl": None if answer.kl is None else interval(answer.kl, (0.0, None)),
-        "length": interval(answer.lengths, (0.0, None)),
-        "win_rate": seen_from_the_other(win_rate(deciding[0], deciding[at], study.bootstrap)) if at else None,
-        "finished": None if answer.finished is None else interval(answer.finished, (0.0, 1.0)),
+def _policy_numbers(study: Study, pairs: list[Pair]) -> dict[str, dict[str, Any]]:
+    """By policy its figures, None where it has none; `pairs` are those before judges that score."""
+    measured = {
+        (answer.name, key): values
+        for at, answer in enumerate(study.answers)
+        for key, values in _measures(study, at).items()
+        if values is not None
     }
-    return {key: maybe_interval(one) for key, one in numbers.items()}
+    found: dict[tuple[str, str], Interval] = {}
+    for bounds in dict.fromkeys(_BOUNDS.values()):  # resampled together, which is many times as fast as one by one
+        alike = {place: values for place, values in measured.items() if _BOUNDS[place[1]] == bounds}
+        found |= zip(alike, study.bootstrap.intervals(np.array(list(alike.values())), bounds), strict=True)
+    baseline, deciding = study.names[0], next(iter(study.scores))
+    for pair in pairs:
+        if (pair.a, pair.judge) == (baseline, deciding):
+            found[pair.b, "win_rate"] = seen_from_the_other(pair.win_rate)
+    keys = ("score", "gold", "kl", "length", "win_rate", "finished")
+    return {name: {key: maybe_interval(found.get((name, key))) for key in keys} for name in study.names}
+
+
+def _measures(study: Study, at: int) -> dict[str, NDArray[np.float64] | None]:
+    """A policy's values, (prompts, responses) each, None where they are not known."""
+    answer = study.answers[at]
+    judged = {key: study.scores[judge][at] for key, judge in _JUDGES.items() if judge in study.scores}
+    return {**judged, "kl": answer.kl, "length": answer.lengths, "finished": answer.finished}
 
 
 def _pair_numbers(pair: Pair) -> dict[str, Any]:

@@ -4,13 +4,14 @@ Scores are arrays `(prompts, responses)` of one judge. A prompt is the unit of e
 responses are averaged, and intervals resample prompts.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf.intervals import Interval, mean_interval, mean_intervals
+from rlhf.intervals import Interval, mean_intervals
 
 UNDECIDED = "undecided"
 _ROUNDING = 1e-9  # thirds and their like do not add up exactly to one half
@@ -29,16 +30,17 @@ class Bootstrap:
 
     def interval(self, values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> Interval:
         """The interval of the mean of `values`, (prompts,) or (prompts, responses)."""
-        values = np.asarray(values, dtype=float)
-        clusters = self.clusters
-        if values.ndim == 2 and values.shape[1] > 1:
-            each = range(len(values)) if clusters is None else clusters
-            clusters = [cluster for cluster in each for _ in range(values.shape[1])]
-        return mean_interval(values, clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
+        return self.intervals(np.asarray(values, dtype=float)[None], bounds)[0]
 
     def intervals(self, values: NDArray[np.float64], bounds: tuple[float | None, float | None]) -> list[Interval]:
-        """The intervals of the means of many columns at once, from `values` (means, prompts)."""
-        return mean_intervals(values, self.clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
+        """Those of many means at once, from `values` (means, prompts) or (means, prompts, responses)."""
+        values = np.asarray(values, dtype=float)
+        clusters = self.clusters
+        if values.ndim == 3 and values.shape[2] > 1:
+            each = range(values.shape[1]) if clusters is None else clusters
+            clusters = [cluster for cluster in each for _ in range(values.shape[2])]
+        flat = values.reshape(len(values), -1) if len(values) else values
+        return mean_intervals(flat, clusters, bounds, self.confidence, self.num_bootstrap, self.seed)
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,6 @@ def win_matrix(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.stack([prompt_wins(a, b) for b in scores]) for a in scores])
 
 
-def win_rate(a: Scores, b: Scores, bootstrap: Bootstrap) -> Interval:
-    """The share of prompts on which `a` beats `b`, ties half, with its interval."""
-    return bootstrap.interval(prompt_wins(a, b), (0.0, 1.0))
-
-
 def seen_from_the_other(rate: Interval) -> Interval:
     """The win rate of `b` over `a`, from that of `a` over `b`: 1 less it."""
     low, high = (None if end is None else 1 - end for end in (rate.high, rate.low))
@@ -99,8 +96,26 @@ def seen_from_the_other(rate: Interval) -> Interval:
 
 def compare_pair(a: str, b: str, judge: str, a_scores: Scores, b_scores: Scores, bootstrap: Bootstrap) -> Pair:
     """Two policies before one judge."""
-    ties = float(prompt_ties(a_scores, b_scores).mean())
-    return Pair(a, b, judge, win_rate(a_scores, b_scores, bootstrap), ties)
+    return compare_all([a, b], {judge: np.stack([a_scores, b_scores])}, bootstrap)[0]
+
+
+def compare_all(names: Sequence[str], scores: Mapping[str, NDArray[np.float64]], bootstrap: Bootstrap) -> list[Pair]:
+    """Every two policies before every judge: the first pair before each judge, then the next pair.
+
+    All are resampled together, which is many times as fast as one by one.
+
+    Args:
+        names: the policies.
+        scores: by judge, (policies, prompts, responses).
+        bootstrap: how intervals are made.
+    """
+    asked = [(a, b, judge) for a, b in combinations(range(len(names)), 2) for judge in scores]
+    wins = [prompt_wins(scores[judge][a], scores[judge][b]) for a, b, judge in asked]
+    rates = bootstrap.intervals(np.array(wins), (0.0, 1.0))
+    return [
+        Pair(names[a], names[b], judge, rate, float(prompt_ties(scores[judge][a], scores[judge][b]).mean()))
+        for (a, b, judge), rate in zip(asked, rates, strict=True)
+    ]
 
 
 def pair_of_wins(a: str, b: str, judge: str, wins: NDArray[np.float64], bootstrap: Bootstrap) -> Pair:
