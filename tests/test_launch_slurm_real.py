@@ -1,5 +1,7 @@
 """`rlhf launch --slurm` on a real SLURM: jobs that end, are requeued, signalled, cancelled, and run on two nodes."""
 
+import itertools
+import json
 import re
 import subprocess
 import sys
@@ -39,7 +41,7 @@ def _wait_for_step(slurm: SlurmCluster, place: Path, number: str, step: int) -> 
         told = re.fullmatch(r"step (\d+)", beat.read_text()) if beat.is_file() else None
         return bool(told) and int(told[1]) >= step
 
-    until(there, f"step {step} of job {number}: {slurm.job(number)['JobState']}, {_log(place, number)}")
+    until(there, lambda: f"step {step} of job {number}: {slurm.job(number)['JobState']}, {_log(place, number)}")
 
 
 def _ends_well(slurm: SlurmCluster, place: Path, number: str, restarts: int) -> str:  # noqa: F811
@@ -47,10 +49,18 @@ def _ends_well(slurm: SlurmCluster, place: Path, number: str, restarts: int) -> 
     job = slurm.end_of(number)
     log = _log(place, number)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", str(restarts)), log
+    assert json.loads((place / "run" / "run.json").read_text())["usage"]["num_attempts"] == restarts + 1
     steps = [row["step"] for row in cases.rows(place / "run") if "loss" in row]
     assert steps == list(range(1, LONG["max_steps"] + 1))
     assert cases.alive(place) == []
     return log
+
+
+def _loaded(place: Path, undisturbed: Path) -> list[int]:
+    """The steps of the checkpoints that were gone on from: TRL counts a run's tokens from 0 again after each."""
+    counts = [[row["num_tokens"] for row in cases.rows(run) if "loss" in row] for run in (place / "run", undisturbed)]
+    behind = [whole - mine for mine, whole in zip(*counts, strict=True)]
+    return [step for step, (before, after) in enumerate(itertools.pairwise(behind), start=1) if before != after]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +82,7 @@ def test_a_requeued_job_resumes_to_the_same_weights(
     _wait_for_step(slurm, tmp_path, number, 45)
     slurm.ask("scontrol", "requeue", number)
     _ends_well(slurm, tmp_path, number, restarts=1)
-    first = (launch_folder(tmp_path / "run") / "logs" / "rank-0.log").read_text()
-    assert "step" in first
+    assert _loaded(tmp_path, undisturbed) in ([40], [60])  # the next may come while the requeue is asked for
     cases.same_weights(tmp_path / "run", undisturbed)
 
 
@@ -90,6 +99,64 @@ def test_sigusr1_before_the_time_limit_saves_requeues_and_resumes(
     log = _ends_well(slurm, tmp_path, number, restarts=1)
     assert "launch: stopped at a checkpoint, as SIGUSR1 asked" in log
     assert "stopped at a checkpoint; requeued" in log
+    assert len(_loaded(tmp_path, undisturbed)) == 1  # what the stop saved: nothing else did
+    cases.same_weights(tmp_path / "run", undisturbed)
+
+
+def test_two_nodes_that_are_signalled_at_their_very_start_train_as_one(
+    slurm: SlurmCluster,  # noqa: F811
+    undisturbed: Path,
+    policy_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Nothing listens yet but the job's script: no process dies of the signal, and it is not lost."""
+    number = _submit(slurm, tmp_path, policy_folder, "--gpus", "1", "--nodes", "2", save_strategy="no")
+    until(lambda: f"StepId={number}.1 " in slurm.ask("scontrol", "show", "step"), f"the launch of job {number}")
+    slurm.ask("scancel", "--signal=USR1", "--batch", number)
+    log = _ends_well(slurm, tmp_path, number, restarts=1)
+    assert "stopped at a checkpoint; requeued" in log
+    assert len(_loaded(tmp_path, undisturbed)) == 1
+    logs = launch_folder(tmp_path / "run") / "logs"
+    assert (logs / "rank-0.log").is_file() and (logs / "node-1.log").is_file()
+    cases.same_weights(tmp_path / "run", undisturbed)
+
+
+def test_a_job_that_comes_to_its_time_limit_saves_requeues_and_resumes(
+    slurm: SlurmCluster,  # noqa: F811
+    undisturbed: Path,
+    policy_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """One minute, the least that SLURM takes. It looks at its jobs' times each 30 s, and so signals 15 to 45 s early."""
+    verb = cases.sft(tmp_path, policy_folder, **{**LONG, "save_strategy": "no"})
+    cli.main(["launch", "--slurm", "true", "--gpus", "2", "--time", "00:01:00", "--", *verb])
+    script = launch_folder(tmp_path / "run") / "job.sbatch"
+    told = slurm.ask("sbatch", "--signal=B:USR1@15", str(script))
+    number = told.split()[-1]
+    assert slurm.job(number)["TimeLimit"] == "00:01:00"
+    log = _ends_well(slurm, tmp_path, number, restarts=1)
+    assert "launch: stopped at a checkpoint, as SIGUSR1 asked" in log
+    assert len(_loaded(tmp_path, undisturbed)) == 1
+    cases.same_weights(tmp_path / "run", undisturbed)
+
+
+def test_a_job_that_is_signalled_before_its_launch_hands_the_signal_on(
+    slurm: SlurmCluster,  # noqa: F811
+    undisturbed: Path,
+    policy_folder: Path,
+    tmp_path: Path,
+) -> None:
+    verb = cases.sft(tmp_path, policy_folder, **{**LONG, "save_strategy": "no"})
+    cli.main(["launch", "--slurm", "true", "--gpus", "2", "--", *verb])
+    script = launch_folder(tmp_path / "run") / "job.sbatch"
+    text = script.read_text().replace("\nresume=()\n", "\necho checked; sleep 2\nresume=()\n")
+    script.write_text(text)
+    number = slurm.ask("sbatch", str(script)).split()[-1]
+    until(lambda: "checked" in _log(tmp_path, number), lambda: f"the check's end: {_log(tmp_path, number)}")
+    slurm.ask("scancel", "--signal=USR1", "--batch", number)
+    log = _ends_well(slurm, tmp_path, number, restarts=1)
+    assert "stopped at a checkpoint; requeued" in log
+    assert len(_loaded(tmp_path, undisturbed)) == 1
     cases.same_weights(tmp_path / "run", undisturbed)
 
 
