@@ -127,7 +127,7 @@ def test_a_job_that_comes_to_its_time_limit_saves_requeues_and_resumes(
     policy_folder: Path,
     tmp_path: Path,
 ) -> None:
-    """One minute, the least that SLURM takes. It looks at its jobs' times each 30 s, and so signals 15 to 45 s early."""
+    """One minute, the least there is. SLURM looks at jobs' times each 30 s, and so signals 15 to 45 s early."""
     verb = cases.sft(tmp_path, policy_folder, **{**LONG, "save_strategy": "no"})
     cli.main(["launch", "--slurm", "true", "--gpus", "2", "--time", "00:01:00", "--", *verb])
     script = launch_folder(tmp_path / "run") / "job.sbatch"
