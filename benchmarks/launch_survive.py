@@ -38,7 +38,7 @@ NUM_KILLS = 10
 STEPS = {"sft": 800, "dpo": 600, "ppo": 400}  # of 0.05 to 0.2 s: more than all kills leave time for
 VALUES = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
 START_SECONDS = 8.0  # about what two ranks take to their first step on two cores
-STEP_SECONDS = 1.5
+STEP_SECONDS = 0.3  # a step and its checkpoint, or more
 PATIENCE = 1200.0  # seconds, for a whole job
 _OURS = "LAUNCH_SURVIVE"  # in the environment of all processes of a job
 # What a clock or the machine decides; TRL counts `num_tokens` from 0 in each attempt.
@@ -102,7 +102,7 @@ def _launch(verb: str, zero: int, place: Path, policy: Path, dice: random.Random
     with (place / "out.txt").open("wb") as out:
         process = subprocess.Popen(command, cwd=cases.ROOT, env=environment, stdout=out, stderr=out)
         try:
-            kills = _kill_often(process, place, dice) if dice else []
+            kills = _kill_often(process, place, STEPS[verb], dice) if dice else []
             code = process.wait(timeout=PATIENCE)
         except BaseException:
             print((place / "out.txt").read_text(encoding="utf-8", errors="replace")[-5000:], file=sys.stderr)
@@ -143,20 +143,21 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith(MEASURED)} for row in kept]
 
 
-def _kill_often(process: subprocess.Popen[bytes], place: Path, dice: random.Random) -> list[Kill]:
-    """Kill one rank of each of the next attempts."""
+def _kill_often(process: subprocess.Popen[bytes], place: Path, steps: int, dice: random.Random) -> list[Kill]:
+    """Kill one rank of each of the next attempts at a job of so many steps."""
     kills: list[Kill] = []
     reached = 0
     for number in range(NUM_KILLS):
         rank = dice.randrange(2)
-        in_start, share = number % 3 == 0, dice.random()
+        in_start, share, moment = number % 3 == 0, dice.random(), dice.random()
         files = RankFiles(launch_folder(place / "run"), rank)
         _when(process, lambda number=number: _restarts(place) == number)
         mark = _when(process, lambda files=files: _living(files))
         begin = time.monotonic()
         if not in_start:
-            _when(process, lambda files=files, step=reached: _step(files) > step)
-        time.sleep(share * (START_SECONDS if in_start else STEP_SECONDS))  # the random moment itself
+            step = reached + int(share * steps / NUM_KILLS)
+            _when(process, lambda files=files, step=step: _step(files) > step)
+        time.sleep(moment * (START_SECONDS if in_start else STEP_SECONDS))  # the random moment itself
         reached = max(reached, _step(files))
         where = files.beat.read_text(encoding="utf-8") if files.beat.is_file() else "its start"
         os.kill(mark.pid, signal.SIGKILL)

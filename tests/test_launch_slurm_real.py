@@ -5,13 +5,16 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf import cli
 from rlhf.launcher.files import launch_folder
 from tests import launch_cases as cases
+from tests.ppo_cases import count_e_in_texts
 from tests.slurm_cluster import SlurmCluster, slurm, until  # noqa: F401
 
 LONG = {"max_steps": 150, "save_strategy": "steps", "save_steps": 20, "save_total_limit": 2, "logging_steps": 1}
@@ -121,23 +124,42 @@ def test_two_nodes_that_are_signalled_at_their_very_start_train_as_one(
     cases.same_weights(tmp_path / "run", undisturbed)
 
 
+def slow_count_e(prompts: list[Any], responses: list[str], **_: Any) -> list[float]:
+    """A reward that takes its time: however fast the machine, the job below lasts longer than its first minute."""
+    time.sleep(0.7)
+    return count_e_in_texts(prompts, responses)
+
+
 def test_a_job_that_comes_to_its_time_limit_saves_requeues_and_resumes(
     slurm: SlurmCluster,  # noqa: F811
-    undisturbed: Path,
     policy_folder: Path,
     tmp_path: Path,
 ) -> None:
     """One minute, the least there is. SLURM looks at jobs' times each 30 s, and so signals 15 to 45 s early."""
-    verb = cases.sft(tmp_path, policy_folder, **{**LONG, "save_strategy": "no"})
+    places = [tmp_path / name for name in ("limited", "undisturbed")]
+    for place in places:
+        place.mkdir()
+    values = {"max_steps": 70, "save_strategy": "no"}
+    verb = cases.ppo(places[0], policy_folder, reward=["tests.test_launch_slurm_real:slow_count_e"], **values)
     cli.main(["launch", "--slurm", "true", "--gpus", "2", "--time", "00:01:00", "--", *verb])
-    script = launch_folder(tmp_path / "run") / "job.sbatch"
-    told = slurm.ask("sbatch", "--signal=B:USR1@15", str(script))
-    number = told.split()[-1]
+    script = launch_folder(places[0] / "run") / "job.sbatch"
+    number = slurm.ask("sbatch", "--signal=B:USR1@15", str(script)).split()[-1]
     assert slurm.job(number)["TimeLimit"] == "00:01:00"
-    log = _ends_well(slurm, tmp_path, number, restarts=1)
+    until(lambda: slurm.job(number)["Restarts"] == "1", lambda: f"the requeue: {_log(places[0], number)}")
+    (saved,) = (places[0] / "run").glob("checkpoint-*")
+    slurm.ask("scontrol", "update", f"JobId={number}", "TimeLimit=10")
+
+    assert slurm.end_of(number)["JobState"] == "COMPLETED", _log(places[0], number)
+    assert slurm.job(number)["Restarts"] == "1"
+    log = _log(places[0], number)
     assert "launch: stopped at a checkpoint, as SIGUSR1 asked" in log
-    assert len(_loaded(tmp_path, undisturbed)) == 1
-    cases.same_weights(tmp_path / "run", undisturbed)
+    assert "stopped at a checkpoint; requeued" in log
+    steps = [row["step"] for row in cases.rows(places[0] / "run") if "score" in row]
+    assert steps == list(range(1, 71)) and 1 <= int(saved.name.split("-")[1]) < 70
+    whole = cases.launch(["--gpus", "2"], cases.ppo(places[1], policy_folder, **values))
+    assert whole.returncode == 0, whole.stderr
+    cases.same_weights(places[0] / "run", places[1] / "run")
+    assert cases.alive(tmp_path) == []
 
 
 def test_a_job_that_is_signalled_before_its_launch_hands_the_signal_on(
