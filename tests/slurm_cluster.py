@@ -73,21 +73,24 @@ def until(found: Callable[[], _T], what: str | Callable[[], str], patience: floa
     raise AssertionError(f"waited {patience:.0f} s in vain: {what if isinstance(what, str) else what()}")
 
 
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """The daemons, job keepers and jobs of the cluster in a folder, by their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == str(folder / "slurm.conf"):
+                found.append(process)
+    return found
+
+
 def remove_cluster(folder: Path) -> None:
     """End all processes of a cluster, and remove its folder. A job's keeper outlives slurmd by design."""
-    left = [process for process in psutil.process_iter() if _is_of(process, folder / "slurm.conf")]
+    left = processes_of(folder)
     for process in left:
         with suppress(psutil.Error):
             process.send_signal(signal.SIGKILL)
     psutil.wait_procs(left, timeout=30)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_of(process: psutil.Process, settings: Path) -> bool:
-    try:
-        return process.pid != os.getpid() and process.environ().get("SLURM_CONF") == str(settings)
-    except (psutil.Error, OSError):
-        return False
 
 
 def left_clusters() -> list[Path]:

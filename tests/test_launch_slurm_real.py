@@ -15,7 +15,7 @@ from rlhf import cli
 from rlhf.launcher.files import launch_folder
 from tests import launch_cases as cases
 from tests.ppo_cases import count_e_in_texts
-from tests.slurm_cluster import SlurmCluster, slurm, until  # noqa: F401
+from tests.slurm_cluster import SlurmCluster, left_clusters, processes_of, remove_cluster, slurm, until  # noqa: F401
 
 LONG = {"max_steps": 150, "save_strategy": "steps", "save_steps": 20, "save_total_limit": 2, "logging_steps": 1}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -141,9 +141,9 @@ def test_a_job_that_comes_to_its_time_limit_saves_requeues_and_resumes(
         place.mkdir()
     values = {"max_steps": 70, "save_strategy": "no"}
     verb = cases.ppo(places[0], policy_folder, reward=["tests.test_launch_slurm_real:slow_count_e"], **values)
-    cli.main(["launch", "--slurm", "true", "--gpus", "2", "--time", "00:01:00", "--", *verb])
+    cli.main(["launch", "--slurm", "true", "--gpus", "2", "--", *verb])
     script = launch_folder(places[0] / "run") / "job.sbatch"
-    number = slurm.ask("sbatch", "--signal=B:USR1@15", str(script)).split()[-1]
+    number = slurm.ask("sbatch", "--time=1", "--signal=B:USR1@15", str(script)).split()[-1]
     assert slurm.job(number)["TimeLimit"] == "00:01:00"
     until(lambda: slurm.job(number)["Restarts"] == "1", lambda: f"the requeue: {_log(places[0], number)}")
     (saved,) = (places[0] / "run").glob("checkpoint-*")
@@ -191,6 +191,32 @@ def test_a_cancelled_job_leaves_no_process(slurm: SlurmCluster, policy_folder: P
     slurm.ask("scancel", number)
     assert slurm.end_of(number)["JobState"] == "CANCELLED"
     until(lambda: cases.alive(tmp_path) == [], "the end of all processes of a cancelled job", 60)
+
+
+def test_what_a_killed_test_process_leaves_is_removed(slurm: SlurmCluster) -> None:  # noqa: F811
+    """Its daemons die with it, but not a job that runs, which its keeper holds on to."""
+    code = (
+        "import sys; from tests.slurm_cluster import SlurmCluster; cluster = SlurmCluster(); "
+        "cluster.ask('sbatch', '--output=/dev/null', '--wrap=exec sleep 3600'); print(cluster.folder, flush=True); "
+        "sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=cases.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout
+        folder = Path(process.stdout.readline().strip())
+        until(lambda: _runs(folder, "sleep"), "the job's start")
+        assert folder not in left_clusters()
+        process.kill()
+    assert left_clusters() == [folder] and _runs(folder, "sleep")
+    remove_cluster(folder)
+    assert processes_of(folder) == [] and not folder.exists()
+    assert slurm.ask("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle", "idle"]
+
+
+def _runs(folder: Path, program: str) -> bool:
+    return program in [process.name() for process in processes_of(folder)]
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
