@@ -173,6 +173,9 @@ class _Attempts:
             self._tell(end, cause)
             if code == 0 or (code in _FOR_GOOD and not end.may_help):
                 return code
+            if end.may_help and record.is_finished(output_dir(self.settings)):
+                print("launch: the run was finished before that, and is whole: nothing to try again", flush=True)
+                return 0
             lesson = self._lesson(end, cause)
             try:
                 verdict = self._decide(lesson)
