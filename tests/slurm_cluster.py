@@ -24,6 +24,7 @@ from rlhf.ports import choose_port
 
 _T = TypeVar("_T")
 PATIENCE = 240.0  # seconds; a loaded machine takes ten times what a free one does
+_PREFIX = "rlhf-slurm-"  # of a cluster's folder; then the number of the process whose it is
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 
 # linuxproc, as the usual cgroup, signals all processes of a job and not the first one's group alone.
@@ -62,14 +63,45 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def until(found: Callable[[], _T], what: str, patience: float = PATIENCE) -> _T:
+def until(found: Callable[[], _T], what: str | Callable[[], str], patience: float = PATIENCE) -> _T:
     """What `found` returns as soon as it is true. Fails, with `what` was waited for, after `patience` seconds."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if answer := found():
             return answer
         time.sleep(0.02)  # another process's doing: nothing to wait on but what it shows
-    raise AssertionError(f"waited {patience:.0f} s in vain: {what}")
+    raise AssertionError(f"waited {patience:.0f} s in vain: {what if isinstance(what, str) else what()}")
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """The daemons, job keepers and jobs of the cluster in a folder, by their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == str(folder / "slurm.conf"):
+                found.append(process)
+    return found
+
+
+def remove_cluster(folder: Path) -> None:
+    """End all processes of a cluster, and remove its folder. A job's keeper outlives slurmd by design."""
+    left = processes_of(folder)
+    for process in left:
+        with suppress(psutil.Error):
+            process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(left, timeout=30)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def left_clusters() -> list[Path]:
+    """Folders of clusters whose test process was killed: it is gone, or another has its number now."""
+    found = []
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        with suppress(psutil.Error, OSError, ValueError):
+            if not psutil.pid_exists(int(owner)) or psutil.Process(int(owner)).create_time() > folder.stat().st_ctime:
+                found.append(folder)
+    return found
 
 
 class SlurmCluster:
@@ -77,7 +109,7 @@ class SlurmCluster:
 
     def __init__(self) -> None:
         # Short, for a socket's path, and open to others on the way, which munged insists on.
-        self.folder = Path(tempfile.mkdtemp(prefix="rlhf-slurm-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.folder.chmod(0o755)
         self._settings = self.folder / "slurm.conf"
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -120,19 +152,7 @@ class SlurmCluster:
         for daemon in reversed(self._daemons):
             daemon.kill()
             daemon.wait()
-        # A job's keeper outlives slurmd by design.
-        left = [process for process in psutil.process_iter() if self._is_ours(process)]
-        for process in left:
-            with suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(left, timeout=30)
-        shutil.rmtree(self.folder)
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.pid != os.getpid() and process.environ().get("SLURM_CONF") == str(self._settings)
-        except (psutil.Error, OSError):
-            return False
+        remove_cluster(self.folder)
 
     def _write_files(self) -> None:
         key = self.folder / "munge.key"
@@ -197,6 +217,8 @@ def slurm() -> Iterator[SlurmCluster]:
         pytest.skip(f"SLURM is not tested: {', '.join(absent)} not installed; apt-get install slurm-wlm munge")
     if os.geteuid() != 0:
         pytest.skip("SLURM is not tested: its daemons need root here")
+    for folder in left_clusters():
+        remove_cluster(folder)
     cluster = SlurmCluster()
     try:
         yield cluster

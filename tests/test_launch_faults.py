@@ -1,5 +1,7 @@
 """Ranks that are killed, stop, or see no number: two real processes that train, each ended by its own means."""
 
+import atexit
+import json
 import os
 import re
 import signal
@@ -68,6 +70,29 @@ def test_a_killed_rank_is_restarted_to_the_same_result(
     steps = [row["step"] for row in cases.rows(tmp_path / "run") if "loss" in row]
     assert steps == list(range(1, 31))
     cases.same_weights(tmp_path / "run", undisturbed(verb, own))
+    assert cases.alive(tmp_path) == []
+
+
+def dies_at_the_end(prompts: list[Any], responses: list[str], **_: Any) -> list[float]:
+    """A reward whose library takes rank 1 down as it ends, once rank 0 has finished the run."""
+    run = Path(os.environ["RLHF_BEAT"]).parents[1].with_suffix("")
+
+    def die() -> None:
+        while not json.loads((run / "run.json").read_text())["finished"]:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if os.environ["RANK"] == "1":
+        atexit.register(die)  # once a call: the first that runs is the last
+    return [0.0] * len(responses)
+
+
+def test_a_rank_that_dies_after_the_end_of_the_run_is_no_failure(policy_folder: Path, tmp_path: Path) -> None:
+    verb = cases.ppo(tmp_path, policy_folder, reward=["tests.test_launch_faults:dies_at_the_end"], max_steps=2)
+    done = cases.launch(["--gpus", "2", "--max_restarts", "1"], verb)
+    assert re.search(r"rlhf: launch: rank 1 on \S+ ended with SIGKILL", done.stderr)
+    assert "launch: the run was finished before that, and is whole: nothing to try again" in done.stdout
+    assert done.returncode == 0 and "restart 1" not in done.stdout
     assert cases.alive(tmp_path) == []
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rlhf import cli
 from rlhf.errors import UserError
-from rlhf.launcher.slurm import submit
+from rlhf.launcher.slurm import check_time, submit
 from tests import launch_cases as cases
 from tests.test_launch_faults import when_at_step
 
@@ -66,6 +66,18 @@ def test_what_cannot_be_submitted(tmp_path: Path, policy_folder: Path, monkeypat
         submit(tmp_path / "job.sbatch")
     _stand_in(tmp_path / "sbatch", "echo Submitted batch job 7")
     assert submit(tmp_path / "job.sbatch") == "Submitted batch job 7"
+
+
+@pytest.mark.parametrize("time", ["1", "9:59", "00:05:00", "0-0:9"])
+def test_a_time_limit_that_the_signal_before_it_uses_up(time: str) -> None:
+    with pytest.raises(UserError, match=rf"time: {time} is too short, .* 5 minutes before .*; set 00:10:00 or more"):
+        check_time(time)
+
+
+# The last is for SLURM to refuse.
+@pytest.mark.parametrize("time", ["10", "10:00", "00:10:00", "24:00:00", "1-0", "0-0:10:00", "UNLIMITED", "0", "soon"])
+def test_other_time_limits_go_to_slurm(time: str) -> None:
+    check_time(time)
 
 
 def _stand_in(path: Path, body: str) -> None:

@@ -21,7 +21,7 @@ from rlhf.launcher.memory import next_setting, smaller
 from rlhf.launcher.preflight import Place, check
 from rlhf.launcher.rank import RankFiles, read_mark
 from rlhf.launcher.settings import ALONE, is_on, output_dir, read_settings, split_command
-from rlhf.launcher.slurm import Job, submit, write_script
+from rlhf.launcher.slurm import Job, check_time, submit, write_script
 from rlhf.launcher.verdict import Lesson, Verdict, judge
 from rlhf.launcher.watch import STOPPED, End, Watch, read_news
 from rlhf.ports import choose_port
@@ -173,6 +173,9 @@ class _Attempts:
             self._tell(end, cause)
             if code == 0 or (code in _FOR_GOOD and not end.may_help):
                 return code
+            if end.may_help and record.is_finished(output_dir(self.settings)):
+                print("launch: the run was finished before that, and is whole: nothing to try again", flush=True)
+                return 0
             lesson = self._lesson(end, cause)
             try:
                 verdict = self._decide(lesson)
@@ -334,6 +337,8 @@ def _check_numbers(launch: LaunchConfig, verb: str) -> None:
         raise UserError(f"nodes: {launch.nodes} is no number of nodes; set --nodes 1 or more")
     if launch.submit and not launch.slurm:
         raise UserError("submit: is for a SLURM job; add --slurm true")
+    if launch.slurm:
+        check_time(launch.time)
     if verb in ALONE and ((launch.gpus or 1) > 1 or launch.nodes > 1):
         raise UserError(f"gpus: {verb} is one process and uses one GPU; leave out --gpus and --nodes")
     if launch.nodes == 1 or launch.slurm:

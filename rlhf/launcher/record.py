@@ -1,4 +1,4 @@
-"""Other settings for an unfinished run: its record takes them in, so that it can be resumed with them.
+"""What a launch has to do with a run's record: whether it is finished, and other settings for one that is not.
 
 A run may be resumed with its own settings only. Those that `--auto true` changes leave the result as it is.
 """
@@ -31,6 +31,14 @@ def take_settings(output_dir: Path, changes: dict[str, int]) -> None:
     changed = dataclasses.replace(changed, id=_id(changed))
     text = json.dumps(dataclasses.asdict(changed), indent=2, ensure_ascii=False)
     write_whole(output_dir / "run.json", [text, "\n"])
+
+
+def is_finished(output_dir: Path) -> bool:
+    """Whether the run in a folder has come to its end: a rank that dies later has nothing left to do."""
+    try:
+        return read_run(output_dir).finished
+    except UserError:  # none there, or one that starting again will tell of
+        return False
 
 
 def _id(run: Run) -> str:

@@ -1,5 +1,6 @@
 """SLURM: the job's script from the templates of `launch/slurm/`, and its submission."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,6 +10,10 @@ from pathlib import Path
 from rlhf.config import packaged
 from rlhf.errors import UserError
 from rlhf.records import write_whole
+
+_LEAST_MINUTES = 10  # the templates ask for SIGUSR1 5 minutes before the limit, and SLURM may send it a minute early
+_DAYS = re.compile(r"(?P<days>\d+)-(?P<hours>\d+)(:(?P<minutes>\d+)(:(?P<seconds>\d+))?)?")
+_NO_DAYS = re.compile(r"((?P<hours>\d+):(?=\d+:))?(?P<minutes>\d+)(:(?P<seconds>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,23 @@ def write_script(job: Job) -> Path:
     path = job.folder / "job.sbatch"
     write_whole(path, [script(job)])
     return path
+
+
+def check_time(time: str) -> None:
+    """Raise UserError for a time limit that leaves hardly any time to train: such a job would requeue without end.
+
+    What SLURM would not understand is left for it to refuse.
+    """
+    told = _DAYS.fullmatch(time) or _NO_DAYS.fullmatch(time)
+    if told is None:
+        return
+    per = {"days": 24 * 60, "hours": 60, "minutes": 1, "seconds": 1 / 60}
+    minutes = sum(int(number) * per[unit] for unit, number in told.groupdict().items() if number)
+    if 0 < minutes < _LEAST_MINUTES:
+        raise UserError(
+            f"time: {time} is too short, as the job is asked to stop 5 minutes before its limit; "
+            f"set 00:{_LEAST_MINUTES}:00 or more"
+        )
 
 
 def submit(path: Path) -> str:
