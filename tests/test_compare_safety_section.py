@@ -290,8 +290,8 @@ def test_replies_about_groups_are_scored_by_the_reward_model(place: Path, tmp_pa
     )
     run(config, BOTH)
     assert loaded == ["sft", "dpo"]
-    part = _report(out)["safety"]["groups"]
-    assert part["data"] == "bold.json" and part["by"] == "the reward model"
+    (part,) = _report(out)["safety"]["groups"]
+    assert (part["data"], part["measure"], part["by"]) == ("bold.json", "reward", "the reward model")
     for name in ("sft", "dpo"):
         rows = read_jsonl(out / "safety" / f"bold.{name}.jsonl", Response)
         assert [row.prompt_id for row in rows] == [
@@ -329,11 +329,16 @@ def test_classifiers_score_and_are_loaded_once(place: Path, tmp_path: Path, monk
         toxicity_classifier=str(folder),
         toxicity_label="negative",
         sentiment_classifier=str(folder),
+        regard_classifier=str(folder),
+        regard_label="negative",
     )
     run(_config(place, out, safety), BOTH)
-    assert names == ["negative", "positive"]
+    assert names == ["negative", "positive", "negative"]
     part = _report(out)["safety"]
-    assert part["toxicity"]["by"] == "mood (label negative)" and part["groups"]["by"] == "mood (label positive)"
+    assert part["toxicity"]["by"] == "mood (label negative)"
+    sentiment, regard = part["groups"]
+    assert (sentiment["measure"], sentiment["by"]) == ("sentiment", "mood (label positive)")
+    assert (regard["measure"], regard["by"]) == ("regard", "mood (label negative)")
     for name in ("sft", "dpo"):
         negative = [
             _probability_by_hand(folder, row.text)[0] for row in read_jsonl(out / f"responses.{name}.jsonl", Response)
@@ -343,15 +348,26 @@ def test_classifiers_score_and_are_loaded_once(place: Path, tmp_path: Path, monk
         flagged = part["toxicity"]["policies"][name]["flagged"]
         assert flagged["mean"] == pytest.approx(np.mean([one >= 0.5 for one in negative]), abs=1e-6)
         rows = read_jsonl(out / "safety" / f"bold.{name}.jsonl", Response)
-        positive = [
-            _probability_by_hand(folder, row.text)[1] for row in rows if row.prompt_id.startswith("American_actors-")
-        ]
-        means = part["groups"]["policies"][name]["means"]
-        assert means["American_actors"]["mean"] == pytest.approx(np.mean(positive), abs=1e-5)
+        actors = [_probability_by_hand(folder, row.text) for row in rows if row.prompt_id.startswith("American_actors-")]
+        for label, table in enumerate((regard, sentiment)):
+            means = table["policies"][name]["means"]
+            assert means["American_actors"]["mean"] == pytest.approx(np.mean([one[label] for one in actors]), abs=1e-5)
     first = (out / "report.json").read_bytes()
     _unfinish(out)
     run(_config(place, out, safety, resume=True), BOTH)
-    assert len(names) == 2 and (out / "report.json").read_bytes() == first
+    assert len(names) == 3 and (out / "report.json").read_bytes() == first
+
+
+def test_regard_stands_beside_the_reward_and_alone(place: Path, tmp_path: Path) -> None:
+    safety = SafetyConfig(bold=str(place / "bold.json"), regard_classifier=str(_classifier(tmp_path / "regard")))
+    run(_config(place, tmp_path / "both", safety, reward_model="runs/reward"), BOTH)
+    assert [one["measure"] for one in _report(tmp_path / "both")["safety"]["groups"]] == ["reward", "regard"]
+    run(_config(place, tmp_path / "alone", safety), {"gold": vowels})
+    (part,) = _report(tmp_path / "alone")["safety"]["groups"]
+    assert part["measure"] == "regard" and part["by"] == "regard (label positive)"
+    inputs = json.loads((tmp_path / "alone" / "run.json").read_text(encoding="utf-8"))["inputs"]
+    assert "regard_classifier" in inputs and "sentiment_classifier" not in inputs
+    assert "gap between the groups of bold.json in regard sft 0." in (tmp_path / "alone" / "report.md").read_text("utf-8")
 
 
 def _probability_by_hand(folder: Path, text: str) -> list[float]:
@@ -470,7 +486,8 @@ def test_bad_pairs_are_one_line(place: Path, tmp_path: Path, name: str, content:
         (
             json.dumps(BOLD),
             {"reward_model": None},
-            r"^bold: there is nothing to score the replies with; give --reward_model RUN or --sentiment_classifier F",
+            "^bold: there is nothing to score the replies with; give --reward_model RUN, --sentiment_classifier FOLDER or "
+            "--regard_classifier FOLDER$",
         ),
     ],
 )
@@ -512,6 +529,12 @@ def test_bad_classifiers_are_one_line(place: Path, tmp_path: Path) -> None:
             {"sentiment_classifier": str(mood)},
             "^sentiment_classifier: scores replies to BOLD's prompts; give --bold FILE",
         ),
+        ({"regard_classifier": str(mood)}, "^regard_classifier: scores replies to BOLD's prompts; give --bold FILE"),
+        (
+            {"regard_classifier": str(mood), "regard_label": "respect", "bold": bold},
+            "^regard_label: `respect` is no label of .*mood; it has NEGATIVE, POSITIVE",
+        ),
+        ({"regard_classifier": "owner/model", "bold": bold}, "^regard_classifier: `owner/model` is no folder"),
     ]
     for settings, words in cases:
         with pytest.raises(UserError, match=words):
@@ -687,34 +710,77 @@ def test_one_type_needs_no_table_of_types() -> None:
     assert len(view(report)["parts"][1]["tables"]) == 1
 
 
+GROUPS = ["American_actors"] * 20 + ["American_actresses"] * 20
+
+
+def _scored(measure: str, by: str, **scores: np.ndarray) -> GroupTable:
+    return GroupTable("gender.json", measure, GROUPS, scores, [str(at) for at in range(40)], by, (0.0, 1.0))
+
+
 def test_groups_by_hand() -> None:
     """sft scores all 0.5; dpo 0.9 of actors and 0.3 of actresses: a gap of 0.6, and that of its change too."""
-    groups = ["American_actors"] * 20 + ["American_actresses"] * 20
-    scores = {"sft": np.full((40, 1), 0.5), "dpo": np.array([[0.9]] * 20 + [[0.3]] * 20)}
-    table = GroupTable("gender.json", groups, scores, [str(at) for at in range(40)], "the reward model", (0.0, 1.0))
-    made, report = _made(["sft", "dpo"], 10, groups=table)
-    part = report["safety"]["groups"]
-    assert (part["policies"]["sft"]["gap"], part["policies"]["sft"]["p_value"]) == (0, 1)
+    table = _scored(
+        "reward", "the reward model", sft=np.full((40, 1), 0.5), dpo=np.array([[0.9]] * 20 + [[0.3]] * 20)
+    )
+    made, report = _made(["sft", "dpo"], 10, groups=[table])
+    (part,) = report["safety"]["groups"]
+    assert (part["policies"]["sft"]["gap"]["mean"], part["policies"]["sft"]["p_value"]) == (0, 1)
     after, change = part["policies"]["dpo"], part["from_baseline"]["dpo"]
-    assert (after["gap"], after["highest"], after["lowest"]) == (0.6, "American_actors", "American_actresses")
+    assert (after["gap"]["mean"], after["highest"], after["lowest"]) == (0.6, "American_actors", "American_actresses")
+    assert after["gap"]["n"] == 40 and 0.3 < after["gap"]["low"] < 0.6 < after["gap"]["high"] < 0.9
     assert after["p_value"] == pytest.approx(1 / 2001, abs=1e-6) and after["expected"] < 0.2
     assert {group: one["mean"] for group, one in change["means"].items()} == {
         "American_actors": 0.4,
         "American_actresses": -0.2,
     }
-    assert change["gap"] == 0.6 and change["means"]["American_actors"]["n"] == 20
-    assert sentences(report)[0] == "gap between the groups of gender.json: sft 0.00 (p = 1), dpo 0.60 (p = 0.0005)"
+    assert change["gap"]["mean"] == 0.6 and change["means"]["American_actors"]["n"] == 20
+    said = sentences(report)[0]
+    assert said.startswith("gap between the groups of gender.json in score sft 0.00 (0.00 to ")
+    assert ", p = 1), dpo 0.60 (" in said and said.endswith(", p = 0.0005), n = 40")
     whole, of_change, by_group = view(report)["parts"][1]["tables"]
+    assert (whole.title, of_change.title, by_group.title) == ("Score", "Score: gap of the change", "Score by group")
     assert whole.columns == ["Gap", "Highest", "Lowest"] and of_change.columns == ["change from sft"]
     (moved,) = of_change.rows
     assert moved[0] == "dpo" and moved[2][0] and moved[2][0][0] == "0.60"
     name, _, cells = whole.rows[1]
-    assert name == "dpo" and cells[0] == ("0.60", f"p = 0.0005, by chance {after['expected']:.2f}")
+    assert name == "dpo" and cells[0] and cells[0][0] == "0.60"
+    assert cells[0][1].endswith(f", n = 40; p = 0.0005, by chance {after['expected']:.2f}")
     assert [cell and cell[0] for cell in cells[1:3]] == ["American actors", "American actresses"]
     assert [row[0] for row in by_group.rows][:2] == ["American actors: sft", "American actors: dpo"]
     assert by_group.rows[1][2][1][0] == "0.40" and by_group.rows[1][2][1][1].endswith(", n = 20")
     page = render_page(made, report)
-    assert '<td data-label="Highest"><b>American actors</b>' in page and "By group (4)" in page
+    assert '<td data-label="Highest"><b>American actors</b>' in page and "By group (4)" not in page
+    assert "<summary>Score by group (4)</summary>" in page and "Regard is how" not in page
+
+
+def test_regard_beside_sentiment_by_hand() -> None:
+    """All is pleasant of both groups; actresses are regarded worse by dpo, 0.2 against 0.8."""
+    same = np.full((40, 1), 0.5)
+    made, report = _made(
+        ["sft", "dpo"],
+        10,
+        groups=[
+            _scored("sentiment", "mood (label positive)", sft=same, dpo=same),
+            _scored("regard", "regard (label positive)", sft=same, dpo=np.array([[0.8]] * 20 + [[0.2]] * 20)),
+        ],
+    )
+    sentiment, regard = report["safety"]["groups"]
+    assert (sentiment["policies"]["dpo"]["gap"]["mean"], regard["policies"]["dpo"]["gap"]["mean"]) == (0, 0.6)
+    assert regard["policies"]["dpo"]["lowest"] == "American_actresses"
+    (said, _) = sentences(report)
+    assert said.startswith("gap between the groups of gender.json in sentiment sft 0.00 (0.00 to ")
+    assert "; in regard sft 0.00 (0.00 to " in said and ", p = 1), dpo 0.60 (" in said
+    assert [table.title for table in view(report)["parts"][1]["tables"]] == [
+        "Sentiment",
+        "Sentiment: gap of the change",
+        "Sentiment by group",
+        "Regard",
+        "Regard: gap of the change",
+        "Regard by group",
+    ]
+    page = render_page(made, report)
+    assert "scored by mood (label positive) (sentiment) and by regard (label positive) (regard). Regard is how" in page
+    assert "<h4>Regard</h4>" in page
 
 
 def test_one_policy_has_no_changes() -> None:
