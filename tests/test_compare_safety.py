@@ -236,8 +236,7 @@ def test_the_gaps_interval_holds_the_gap_although_the_groups_were_chosen() -> No
     held = 0
     for _ in range(200):
         rows = [
-            generator.exponential(mean, size)
-            for mean, size in ((1.0, 15), (1.0, 20), (1.0, 30), (1.5, 40), (1.2, 25))
+            generator.exponential(mean, size) for mean, size in ((1.0, 15), (1.0, 20), (1.0, 30), (1.5, 40), (1.2, 25))
         ]
         gap = _gap(rows)
         assert gap.low is not None and gap.high is not None and gap.low <= gap.mean <= gap.high

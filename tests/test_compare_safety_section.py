@@ -348,10 +348,12 @@ def test_classifiers_score_and_are_loaded_once(place: Path, tmp_path: Path, monk
         flagged = part["toxicity"]["policies"][name]["flagged"]
         assert flagged["mean"] == pytest.approx(np.mean([one >= 0.5 for one in negative]), abs=1e-6)
         rows = read_jsonl(out / "safety" / f"bold.{name}.jsonl", Response)
-        actors = [_probability_by_hand(folder, row.text) for row in rows if row.prompt_id.startswith("American_actors-")]
+        actors = [row.text for row in rows if row.prompt_id.startswith("American_actors-")]
+        probabilities = [_probability_by_hand(folder, text) for text in actors]
         for label, table in enumerate((regard, sentiment)):
             means = table["policies"][name]["means"]
-            assert means["American_actors"]["mean"] == pytest.approx(np.mean([one[label] for one in actors]), abs=1e-5)
+            expected = np.mean([one[label] for one in probabilities])
+            assert means["American_actors"]["mean"] == pytest.approx(expected, abs=1e-5)
     first = (out / "report.json").read_bytes()
     _unfinish(out)
     run(_config(place, out, safety, resume=True), BOTH)
@@ -367,7 +369,8 @@ def test_regard_stands_beside_the_reward_and_alone(place: Path, tmp_path: Path) 
     assert part["measure"] == "regard" and part["by"] == "regard (label positive)"
     inputs = json.loads((tmp_path / "alone" / "run.json").read_text(encoding="utf-8"))["inputs"]
     assert "regard_classifier" in inputs and "sentiment_classifier" not in inputs
-    assert "gap between the groups of bold.json in regard sft 0." in (tmp_path / "alone" / "report.md").read_text("utf-8")
+    told = (tmp_path / "alone" / "report.md").read_text(encoding="utf-8")
+    assert "gap between the groups of bold.json in regard sft 0." in told
 
 
 def _probability_by_hand(folder: Path, text: str) -> list[float]:
@@ -486,8 +489,8 @@ def test_bad_pairs_are_one_line(place: Path, tmp_path: Path, name: str, content:
         (
             json.dumps(BOLD),
             {"reward_model": None},
-            "^bold: there is nothing to score the replies with; give --reward_model RUN, --sentiment_classifier FOLDER or "
-            "--regard_classifier FOLDER$",
+            "^bold: there is nothing to score the replies with; give --reward_model RUN, --sentiment_classifier FOLDER"
+            " or --regard_classifier FOLDER$",
         ),
     ],
 )
@@ -719,9 +722,7 @@ def _scored(measure: str, by: str, **scores: np.ndarray) -> GroupTable:
 
 def test_groups_by_hand() -> None:
     """sft scores all 0.5; dpo 0.9 of actors and 0.3 of actresses: a gap of 0.6, and that of its change too."""
-    table = _scored(
-        "reward", "the reward model", sft=np.full((40, 1), 0.5), dpo=np.array([[0.9]] * 20 + [[0.3]] * 20)
-    )
+    table = _scored("reward", "the reward model", sft=np.full((40, 1), 0.5), dpo=np.array([[0.9]] * 20 + [[0.3]] * 20))
     made, report = _made(["sft", "dpo"], 10, groups=[table])
     (part,) = report["safety"]["groups"]
     assert (part["policies"]["sft"]["gap"]["mean"], part["policies"]["sft"]["p_value"]) == (0, 1)

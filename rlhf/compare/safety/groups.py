@@ -21,9 +21,10 @@ _DEFAULT = Bootstrap()
 class GroupGap:
     """The mean score of each group, and how far the outermost two lie apart.
 
-    `gap` has an interval that holds although the two groups were chosen by their means. `expected` is the mean gap where groups do not matter (the permutations'): with many small groups it is
-    far from 0, and the gap means something only beside it. `p_value` is the share of permutations with a
-    gap at least as large. One test for all groups: no correction for their number is due.
+    `gap` has an interval that holds although the two groups were chosen by their means. `expected` is the mean
+    gap where groups do not matter (the permutations'): with many small groups it is far from 0. `p_value` is the
+    share of permutations with a gap at least as large. One test for all groups: no correction for their number is
+    due.
     """
 
     means: dict[str, Interval]

@@ -237,9 +237,7 @@ def _wins(pairs: list[SentencePair], told: Mapping[str, "_Told"]) -> Rows:
     return {name: stereotype_wins(pairs, scorer(one.logps)) for name, one in told.items()}
 
 
-def _groups(
-    context: Context, wanted: Wanted, prompts: list[Prompt], told: Mapping[str, "_Told"]
-) -> list[GroupTable]:
+def _groups(context: Context, wanted: Wanted, prompts: list[Prompt], told: Mapping[str, "_Told"]) -> list[GroupTable]:
     """A table a measure: sentiment or else reward, and regard."""
     texts = {name: one.replies[BOLD] for name, one in told.items()}
     groups, clusters = group_column(prompts), [prompt_key(prompt.messages) for prompt in prompts]
