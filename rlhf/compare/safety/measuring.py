@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from rlhf.data.split import prompt_key
 from rlhf.errors import UserError
 from rlhf.generate import generate
 from rlhf.likelihood import text_logp
-from rlhf.models import Policy, load_policy
+from rlhf.models import Policy, free_memory, load_policy
 from rlhf.records import Prompt, Response, RewardFunction, make_id, read_jsonl, write_jsonl
 from rlhf.runs import read_run
 
@@ -288,7 +287,7 @@ def _values(
             write_jsonl(file, values)
         found[name] = np.array([one.value for one in values]).reshape(len(prompts), -1)
     del load
-    _free_memory()
+    free_memory()
     return found
 
 
@@ -319,7 +318,7 @@ def _told(context: Context, asked: _Asked, name: str, path: str) -> _Told:
     replies = {what: _replies(context, what, prompts, name, run_id, load) for what, prompts in asked.prompts.items()}
     logps = _logps(context, asked.texts, name, run_id, load) if asked.texts else {}
     del load
-    _free_memory()
+    free_memory()
     return _Told(replies, logps)
 
 
@@ -405,11 +404,3 @@ def _kept(file: Path, kind: type[Kept], ids: list[str]) -> list[Kept] | None:
         return None
     records = read_jsonl(file, kind)
     return records if [record.id for record in records] == ids else None
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
