@@ -16,11 +16,13 @@ import pytest
 from rlhf.cli import main
 from rlhf.compare import answers as answers_module
 from rlhf.compare.anytime import AnytimeInterval
+from rlhf.compare.live import page
 from rlhf.compare.live.folder import RunReader
 from rlhf.compare.live.page import watching
 from rlhf.compare.live.scores import PROMPTS, ScoresSoFar
 from rlhf.compare.live.show import escaped, progress, rates
 from rlhf.compare.run import CompareConfig, Config, run
+from rlhf.config import parse
 from rlhf.errors import UserError
 from rlhf.parts import PartFile
 from rlhf.records import Prompt, Run, write_jsonl
@@ -68,7 +70,8 @@ def test_a_snapshot_by_hand(tmp_path: Path) -> None:
         ("Statistics and report", 0, 1),
     ]
     dpo, ppo = shot.rates
-    assert dpo.interval == AnytimeInterval().look([1, 0.5, 0]) and dpo.interval.n == 3  # a win, a tie, a loss
+    assert dpo.interval and dpo.interval.n == 3
+    assert dpo.interval == AnytimeInterval().look([1, 0.5, 0])  # a win, a tie, a loss
     assert ppo.interval is None
     assert [one.number for one in shot.examples] == [3, 2, 4]  # what came last is first
     assert shot.examples[0].answers == {"sft": [("a", {"gold": 1.0})], "dpo": [("d", {"gold": 0.5})]}
@@ -296,6 +299,11 @@ def test_compare_shows_the_page_itself_until_ctrl_c(tmp_path: Path) -> None:
     assert any(line.startswith("live view at http://127.0.0.1:") for line in lines)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["finished"] and not {"live", "port"} & set(record["config"])
+
+
+def test_the_config_is_that_of_the_flags() -> None:
+    flags = ["--run", "out", "--config", "configs/watch.yaml"]
+    assert parse(page.Config, flags, None) == parse(page.Config, flags[:2], None)
 
 
 def test_a_port_in_use_shows_before_the_run(tmp_path: Path) -> None:

@@ -15,9 +15,13 @@ from rlhf.compare.run import run
 from rlhf.compare.sections.quality import QualityConfig
 from rlhf.errors import UserError
 from rlhf.records import Prompt, read_jsonl, write_jsonl
-from tests.test_compare_quality_section import GOLD, PLAIN, WORDS, _by_torch, _config, _part, place, written
+from tests.compare_cases import GOLD, PLAIN, WORDS, by_torch, compare_config, quality_place, report_of, written
 
-__all__ = ["place"]  # a fixture
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny policies, one without a chat template, six prompts and a few demonstrations."""
+    return quality_place(tmp_path_factory.mktemp("quality"))
 
 
 def _nats(*values: float, tokens: int = 4) -> list[Likelihood]:
@@ -63,20 +67,23 @@ def test_each_prompt_s_other() -> None:
 def test_relevance_needs_two_prompts(place: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "one.jsonl", _prompts("Hello", "Hello"))
     with pytest.raises(UserError, match="relevance: needs two prompts that differ"):
-        run(_config(place, tmp_path / "out", QualityConfig(relevance=True), prompts=str(tmp_path / "one.jsonl")), GOLD)
+        run(
+            compare_config(place, tmp_path / "out", QualityConfig(relevance=True), prompts=str(tmp_path / "one.jsonl")),
+            GOLD,
+        )
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_says_how_relevant_replies_are(place: Path, tmp_path: Path) -> None:
     settings = QualityConfig(relevance=True, fluency_model=str(place / "base"))
-    run(_config(place, tmp_path / "out", settings), GOLD)
+    run(compare_config(place, tmp_path / "out", settings), GOLD)
     rows = [json.loads(line) for line in (tmp_path / "out" / "responses.dpo.jsonl").read_text().splitlines()]
     each = []
     for at, row in enumerate(rows):
-        own, tokens = _by_torch(place / "base", f"{WORDS[at]}\n\n", row["text"])
-        other, _ = _by_torch(place / "base", f"{WORDS[(at + 1) % len(WORDS)]}\n\n", row["text"])
+        own, tokens = by_torch(place / "base", f"{WORDS[at]}\n\n", row["text"])
+        other, _ = by_torch(place / "base", f"{WORDS[(at + 1) % len(WORDS)]}\n\n", row["text"])
         each.append((other - own) / tokens)
-    found = _part(tmp_path / "out")["relevance"]
+    found = report_of(tmp_path / "out")["quality"]["relevance"]
     assert found["model"] == "base" and list(found["policies"]) == ["sft", "dpo"]
     assert found["policies"]["dpo"]["relevance"]["mean"] == pytest.approx(np.mean(each), abs=1e-4)
     assert found["policies"]["dpo"]["relevance_difference"]["n"] == len(WORDS)

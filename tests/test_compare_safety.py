@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from rlhf.compare.judges import score_texts
 from rlhf.compare.safety.groups import group_column, group_gap, read_bold
@@ -16,6 +17,7 @@ from rlhf.compare.safety.refusals import harmful_prompts, is_refusal, refusal_di
 from rlhf.compare.safety.toxicity import LEXICON, lexicon_toxicity
 from rlhf.compare.statistics import Bootstrap
 from rlhf.errors import UserError
+from rlhf.intervals import Interval
 from rlhf.records import Prompt
 
 QUICK = Bootstrap(num_bootstrap=200)
@@ -167,7 +169,7 @@ def test_a_gap_by_hand_against_the_exact_test() -> None:
     groups = ["x", "x", "x", "y", "y"]
     found = group_gap(scores, groups, Bootstrap(), num_permutations=20_000)
     assert {name: mean.mean for name, mean in found.means.items()} == {"x": 1, "y": 8}
-    assert (found.highest, found.lowest, found.gap) == ("y", "x", 7)
+    assert (found.highest, found.lowest, found.gap.mean) == ("y", "x", 7)
     gaps = []  # all ten ways to choose the two of y
     for chosen in itertools.combinations(range(5), 2):
         inside = scores[list(chosen), 0]
@@ -183,7 +185,7 @@ def test_p_is_never_zero() -> None:
 
 def test_equal_groups_have_no_gap() -> None:
     found = group_gap(np.full((9, 2), 0.1), ["x", "y", "z"] * 3, QUICK, num_permutations=50)
-    assert found.gap == pytest.approx(0) and found.p_value == 1
+    assert found.gap.mean == pytest.approx(0) and found.gap.low == 0 and found.p_value == 1
 
 
 def test_replies_to_one_prompt_are_one_piece_of_evidence() -> None:
@@ -208,6 +210,45 @@ def test_false_alarms_are_as_rare_as_they_should_be() -> None:
     ]
     # Binomial(300, 0.1): 30, standard deviation 5.2.
     assert 14 <= sum(value <= 0.1 for value in values) <= 46
+
+
+def test_the_gaps_interval_against_welch_and_tukey() -> None:
+    """Welch's t interval for two groups of unlike spread; Tukey's range test for four of like spread."""
+    generator = np.random.default_rng(2)
+    rows = [generator.normal(3, 2, 60), generator.normal(0, 1, 40)]
+    gap = _gap(rows)
+    ends = stats.ttest_ind(*rows, equal_var=False).confidence_interval(0.95)
+    assert (gap.low, gap.high) == pytest.approx((ends.low, ends.high), abs=0.06)
+    rows = [generator.normal(mean, 1, 80) for mean in (0, 1, 2, 3)]
+    gap, ends = _gap(rows), stats.tukey_hsd(*rows).confidence_interval(0.95)
+    assert (gap.low, gap.high) == pytest.approx((ends.low[3, 0], ends.high[3, 0]), abs=0.05)
+    assert gap.n == 320
+
+
+def _gap(rows: list[np.ndarray], bounds: tuple[float | None, float | None] = (None, None)) -> Interval:
+    groups = [f"g{at}" for at, row in enumerate(rows) for _ in row]
+    return group_gap(np.concatenate(rows)[:, None], groups, Bootstrap(), bounds, num_permutations=1).gap
+
+
+def test_the_gaps_interval_holds_the_gap_although_the_groups_were_chosen() -> None:
+    """Five groups of skewed values and unlike size, three of one mean: the true gap is 0.5."""
+    generator = np.random.default_rng(3)
+    held = 0
+    for _ in range(200):
+        rows = [
+            generator.exponential(mean, size) for mean, size in ((1.0, 15), (1.0, 20), (1.0, 30), (1.5, 40), (1.2, 25))
+        ]
+        gap = _gap(rows)
+        assert gap.low is not None and gap.high is not None and gap.low <= gap.mean <= gap.high
+        held += gap.low <= 0.5 <= gap.high
+    assert held >= 185  # Binomial(200, 0.95): 190, standard deviation 3.1; errs towards wide
+
+
+def test_the_gaps_interval_within_bounds_and_of_one_prompt() -> None:
+    gap = _gap([np.ones(5), np.zeros(5)], (0.0, 1.0))
+    assert (gap.mean, gap.high) == (1, 1) and gap.low is not None and 0 < gap.low < 0.9  # five alike prove little
+    gap = _gap([np.ones(1), np.zeros(5)])
+    assert (gap.low, gap.high) == (0, None)  # nothing says how one prompt's score may vary
 
 
 def test_the_groups_of_prompts() -> None:

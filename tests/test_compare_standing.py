@@ -1,11 +1,13 @@
 """Where policies stand: by hand where that can be, and against the rooms' own functions where not."""
 
 import dataclasses
+import re
 from math import comb, log
 
 import pytest
 
 from rlhf.compare.anytime import anytime_intervals
+from rlhf.compare.markdown import render_markdown
 from rlhf.compare.page import render_page
 from rlhf.compare.report import build_report
 from rlhf.compare.sections import standing
@@ -42,6 +44,31 @@ def test_correction_for_many_comparisons_is_warned_of() -> None:
     report = build_report(study(rows + more, None))
     found = standing.warnings(report)
     assert any(line.startswith("sft against dpo is decided alone, but not among 4 policies") for line in found), found
+
+
+def test_two_policies_in_a_sentence() -> None:
+    """70 wins of 100, Wilson's interval 60% to 78%; dpo is always longer, so nothing is said of equal length."""
+    report = build_report(study(wins(0.7), None))
+    (sentence,) = standing.sentences(report)
+    assert sentence.endswith("; 95% intervals, 100 prompts")
+    found = re.match(r"by gold against sft: dpo wins 70% \((\d+)% to (\d+)%\), p (= 0\.000\d|<\xa00\.0001)", sentence)
+    assert found and 58 <= int(found[1]) <= 62 and 76 <= int(found[2]) <= 80, sentence
+    report["standing"]["judges"]["gold"]["pairs"][0]["length_controlled"] = {
+        "win_rate": {"mean": 0.375, "low": 0.25, "high": 0.5, "n": 100},  # sft's
+        "longer": 0.5,
+    }
+    assert "%), at equal length 62% (50% to 75%), p" in standing.sentences(report)[0]
+    assert sentence in render_markdown(build_report(study(wins(0.7), None))).replace("\\", "")
+
+
+def test_three_policies_are_told_against_the_baseline_and_on_one_scale() -> None:
+    n = 40
+    rows = [[0.0] * n, [1.0] * n, [2.0] * n]
+    first, second = standing.sentences(build_report(study(rows, None)))
+    assert first.startswith("by gold against sft: dpo wins 100% (9") and "; ppo wins 100% (9" in first
+    assert first.count("(Holm)") == 2 and first.endswith("; 95% intervals, 40 prompts") and "against dpo" not in first
+    places = [second.index(f"{name} ") for name in ("ppo", "dpo", "sft")]
+    assert second.startswith("by gold on one scale, in logits: ppo ") and places == sorted(places)
 
 
 def test_one_policy_has_no_standing() -> None:

@@ -1,7 +1,6 @@
 """Everything of quality that a model must be loaded for: one at a time, each at most once, and kept in the folder."""
 
 import dataclasses
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,10 @@ from rlhf.compare.quality.likelihoods import (
 )
 from rlhf.compare.quality.relevance import Swaps, other_prompts, reordered
 from rlhf.compare.quality.tasks import Answered, answer_tasks, how_checked, read_tasks, task_ids
+from rlhf.compare.sources import folder_name
 from rlhf.compare.study import Context
 from rlhf.data.split import prompt_key
-from rlhf.models import Policy
+from rlhf.models import Policy, free_memory
 from rlhf.records import Demonstration, Messages, Prompt, Response, read_jsonl, write_jsonl
 from rlhf.runs import file_sha256, read_run
 
@@ -31,39 +31,42 @@ Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Demonstrations that no policy learned from, and how likely each model finds them.
+class _OfFile:
+    """What models say of the rows of a file.
 
     Args:
         file: the file's name.
         sha256: of the file.
-        clusters: what makes two demonstrations the same, of each.
-        reference: the Likelihood of each under the reference.
-        policies: the same by policy.
+        clusters: what makes two rows the same, of each.
     """
 
     file: str
     sha256: str
     clusters: list[str]
+
+
+@dataclass(frozen=True)
+class HeldOut(_OfFile):
+    """Demonstrations that no policy learned from, and how likely each model finds them.
+
+    Args:
+        reference: the Likelihood of each under the reference.
+        policies: the same by policy.
+    """
+
     reference: list[Likelihood]
     policies: dict[str, list[Likelihood]]
 
 
 @dataclass(frozen=True)
-class Tasks:
+class Tasks(_OfFile):
     """Tasks with known answers, and what each policy answered.
 
     Args:
-        file: the file's name.
-        sha256: of the file.
-        clusters: what makes two tasks the same, of each.
         checks: how each is checked: number, text or code.
         policies: the answers by policy.
     """
 
-    file: str
-    sha256: str
-    clusters: list[str]
     checks: list[str]
     policies: dict[str, list[Answered]]
 
@@ -120,7 +123,7 @@ def measure_models(context: Context) -> Measured:
     measuring.release()
     return Measured(
         fluency,
-        _folder_name(settings.fluency_model) if settings.fluency_model else None,
+        folder_name(settings.fluency_model) if settings.fluency_model else None,
         _held_out(context, demonstrations, heldout) if demonstrations else None,
         _tasks(context, tasks, answered) if tasks else None,
         harness,
@@ -132,14 +135,15 @@ def _held_out(context: Context, demonstrations: Sequence[Demonstration], found: 
     file: str = context.config.quality.heldout
     same = [name for name, path in context.policies.items() if same_place(path, context.reference)]
     policies = {name: found[name] for name in context.policies}
-    clusters = [prompt_key(row.messages) for row in demonstrations]
-    return HeldOut(Path(file).name, file_sha256(file), clusters, found[same[0] if same else START], policies)
+    return HeldOut(*_named(file, demonstrations), found[same[0] if same else START], policies)
 
 
 def _tasks(context: Context, tasks: Sequence[Prompt], answered: dict[str, list[Answered]]) -> Tasks:
-    file: str = context.config.quality.tasks
-    clusters, checks = [prompt_key(task.messages) for task in tasks], [how_checked(task) for task in tasks]
-    return Tasks(Path(file).name, file_sha256(file), clusters, checks, answered)
+    return Tasks(*_named(context.config.quality.tasks, tasks), [how_checked(task) for task in tasks], answered)
+
+
+def _named(file: str, rows: Sequence[Demonstration] | Sequence[Prompt]) -> tuple[str, str, list[str]]:
+    return Path(file).name, file_sha256(file), [prompt_key(row.messages) for row in rows]
 
 
 @dataclass
@@ -240,12 +244,8 @@ class _Measuring:
 
     def release(self) -> None:
         """Give the memory of the loaded model back."""
-        import torch
-
         self._policy = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _loaded(self, path: str) -> Policy:
         if self._policy is None or self._path != path:
@@ -258,7 +258,3 @@ class _Measuring:
 
 def _model_id(path: str) -> str:
     return read_run(path).id if (Path(path) / "run.json").is_file() else path
-
-
-def _folder_name(path: str) -> str:
-    return Path(path).name or Path(path).resolve().name

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 from rlhf.compare.statistics import Bootstrap
 from rlhf.errors import UserError
-from rlhf.intervals import Interval
+from rlhf.intervals import Interval, cluster_index, resampled_sums
 from rlhf.records import Prompt
 
 _DEFAULT = Bootstrap()
@@ -20,15 +21,16 @@ _DEFAULT = Bootstrap()
 class GroupGap:
     """The mean score of each group, and how far the outermost two lie apart.
 
-    `expected` is the mean gap where groups do not matter (the permutations'): with many small groups it is
-    far from 0, and the gap means something only beside it. `p_value` is the share of permutations with a
-    gap at least as large. One test for all groups: no correction for their number is due.
+    `gap` has an interval that holds although the two groups were chosen by their means. `expected` is the mean
+    gap where groups do not matter (the permutations'): with many small groups it is far from 0. `p_value` is the
+    share of permutations with a gap at least as large. One test for all groups: no correction for their number is
+    due.
     """
 
     means: dict[str, Interval]
     highest: str
     lowest: str
-    gap: float
+    gap: Interval
     expected: float
     p_value: float
 
@@ -49,6 +51,8 @@ def group_gap(
         bounds: what a score can be at least and at most, as in `mean_interval`.
         num_permutations: shuffles of the groups over the prompts.
 
+    The gap's interval is its own less and plus a half-width that all differences between two groups keep to at once
+    (Tukey's range, with the bootstrap in place of its table), so it errs towards wide; its n is the number of clusters.
     The test permutes groups over clusters (prompts), never over single replies; a prompt that is in two
     groups counts in each. p = (1 + shuffles with a gap as large) / (1 + shuffles), which is never 0
     (Phipson and Smyth 2010). Raises UserError for fewer than two groups.
@@ -72,7 +76,43 @@ def group_gap(
     # A shuffle that gives the same groups back may differ in the last digit.
     as_large = int((shuffled >= gap - 1e-9 * max(1.0, abs(gap))).sum())
     p_value = (1 + as_large) / (1 + num_permutations)
-    return GroupGap(means, highest, lowest, gap, float(shuffled.mean()), p_value)
+    interval = _gap_interval(gap, scores, groups, clusters, bounds, bootstrap)
+    return GroupGap(means, highest, lowest, interval, float(shuffled.mean()), p_value)
+
+
+def _gap_interval(
+    gap: float,
+    scores: NDArray[np.float64],
+    groups: Sequence[str],
+    clusters: Sequence[Hashable],
+    bounds: tuple[float | None, float | None],
+    bootstrap: Bootstrap,
+) -> Interval:
+    """The gap with ends that hold for the largest of all differences between groups."""
+    low, high = bounds
+    index, names = cluster_index(clusters), list(dict.fromkeys(groups))
+    n, means = int(index.max()) + 1, scores.mean(1)
+    tail = (1 - bootstrap.confidence) / 2
+    moves = np.zeros((n + 2 * len(names), len(names)))  # how far each cluster moves each group's mean
+    for column, name in enumerate(names):
+        rows = np.array([group == name for group in groups])
+        sums, sizes = np.bincount(index[rows], means[rows], n), np.bincount(index[rows], minlength=n).astype(float)
+        own = np.flatnonzero(sizes)
+        if low is not None and high is not None:  # and one more at each bound, as `mean_interval` has it
+            size = sizes[own].mean()
+            sums, sizes = np.append(sums, [low * size, high * size]), np.append(sizes, [size, size])
+            own = np.append(own, [n, n + 1])
+        count = len(own)
+        if count == 1:
+            return Interval(gap, 0.0, None, n)
+        # Widened as Student's t widens the normal, for what the group's spread itself may be off.
+        wider = stdtrit(count - 1, tail) / ndtri(tail) * np.sqrt(count / (count - 1))
+        places = np.where(own < n, own, own + 2 * column)
+        moves[places, column] = wider * (sums - sizes * sums.sum() / sizes.sum())[own] / sizes.sum()
+    shifts = resampled_sums(moves, bootstrap.num_bootstrap, bootstrap.seed)
+    half = float(np.quantile(np.ptp(shifts, 1), bootstrap.confidence))
+    most = gap + half if low is None or high is None else min(gap + half, high - low)
+    return Interval(gap, max(0.0, gap - half), most, n)
 
 
 def _shuffled_gaps(

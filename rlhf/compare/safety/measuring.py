@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,13 @@ from rlhf.data.split import prompt_key
 from rlhf.errors import UserError
 from rlhf.generate import generate
 from rlhf.likelihood import text_logp
-from rlhf.models import Policy, load_policy
+from rlhf.models import Policy, free_memory, load_policy
 from rlhf.records import Prompt, Response, RewardFunction, make_id, read_jsonl, write_jsonl
 from rlhf.runs import read_run
 
 # What is measured, and the names of the files that hold it.
-REFUSALS, TOXICITY, STEREOTYPES, BOLD, SENTIMENT = "refusals", "toxicity", "stereotypes", "bold", "sentiment"
+REFUSALS, TOXICITY, STEREOTYPES, BOLD = "refusals", "toxicity", "stereotypes", "bold"
+REWARD, SENTIMENT, REGARD = "reward", "sentiment", "regard"  # what the replies to BOLD's prompts are scored by
 REFERENCE = ".reference"  # no policy has such a name: theirs begin with no dot
 
 _FLAGGED = 0.5  # of the probability that a reply is toxic
@@ -98,6 +98,7 @@ class GroupTable:
 
     Args:
         data: the file's name.
+        measure: REWARD, SENTIMENT or REGARD.
         groups: (prompts,), whom each prompt is about.
         scores: (prompts, responses) of each policy.
         clusters: the prompt of each row.
@@ -106,6 +107,7 @@ class GroupTable:
     """
 
     data: str
+    measure: str
     groups: list[str]
     scores: Rows
     clusters: list[str]
@@ -134,7 +136,7 @@ class Measured:
     toxicity: ToxicityTable
     refusals: RefusalTable | None = None
     stereotypes: Sequence[StereotypeTable] = ()
-    groups: GroupTable | None = None
+    groups: Sequence[GroupTable] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ class Wanted:
         bold: a file of BOLD's.
         bold_per_group: its first so many prompts of each group.
         toxicity: what flags replies to the compared prompts; without it the lexicon does.
-        sentiment: what scores replies to BOLD's prompts; without it the reward model does.
+        sentiment: what scores replies to BOLD's prompts; without it the reward model does, where there is one.
+        regard: what else scores them, by how a reply regards whom it is about (Sheng et al. 2019).
     """
 
     prompts: str | None = None
@@ -156,6 +159,7 @@ class Wanted:
     bold_per_group: int | None = None
     toxicity: Classifier | None = None
     sentiment: Classifier | None = None
+    regard: Classifier | None = None
 
 
 def measure_safety(context: Context, wanted: Wanted) -> Measured:
@@ -177,7 +181,7 @@ def measure_safety(context: Context, wanted: Wanted) -> Measured:
         _toxicity(context, wanted.toxicity),
         _refusals(context, wanted.prompts, asked, told),
         [StereotypeTable(name, pairs, _wins(pairs, told)) for name, pairs in data],
-        None if wanted.bold is None else _groups(context, wanted.bold, wanted.sentiment, asked, told),
+        [] if wanted.bold is None else _groups(context, wanted, asked.prompts[BOLD], told),
     )
 
 
@@ -232,19 +236,21 @@ def _wins(pairs: list[SentencePair], told: Mapping[str, "_Told"]) -> Rows:
     return {name: stereotype_wins(pairs, scorer(one.logps)) for name, one in told.items()}
 
 
-def _groups(
-    context: Context, file: str, classifier: Classifier | None, asked: "_Asked", told: Mapping[str, "_Told"]
-) -> GroupTable:
-    prompts = asked.prompts[BOLD]
+def _groups(context: Context, wanted: Wanted, prompts: list[Prompt], told: Mapping[str, "_Told"]) -> list[GroupTable]:
+    """A table a measure: sentiment or else reward, and regard."""
     texts = {name: one.replies[BOLD] for name, one in told.items()}
-    if classifier is None:
-        judge, by, bounds = context.judges[REWARD_MODEL], label(REWARD_MODEL), (None, None)
-        scores = _values(context, SENTIMENT, context.config.compare.reward_model, prompts, texts, lambda: judge)
-    else:
-        by, bounds = classifier.name, (0.0, 1.0)
-        scores = _labelled(context, SENTIMENT, classifier, prompts, texts)
-    clusters = [prompt_key(prompt.messages) for prompt in prompts]
-    return GroupTable(Path(file).name, group_column(prompts), scores, clusters, by, bounds)
+    groups, clusters = group_column(prompts), [prompt_key(prompt.messages) for prompt in prompts]
+    data = Path(wanted.bold or "").name
+    tables = []
+    if wanted.sentiment is None and REWARD_MODEL in context.judges:
+        path, judge = context.config.compare.reward_model, context.judges[REWARD_MODEL]
+        scores = _values(context, REWARD, path, prompts, texts, lambda: judge)
+        tables.append(GroupTable(data, REWARD, groups, scores, clusters, label(REWARD_MODEL), (None, None)))
+    for measure, classifier in ((SENTIMENT, wanted.sentiment), (REGARD, wanted.regard)):
+        if classifier is not None:
+            scores = _labelled(context, measure, classifier, prompts, texts)
+            tables.append(GroupTable(data, measure, groups, scores, clusters, classifier.name, (0.0, 1.0)))
+    return tables
 
 
 def _labelled(
@@ -281,7 +287,7 @@ def _values(
             write_jsonl(file, values)
         found[name] = np.array([one.value for one in values]).reshape(len(prompts), -1)
     del load
-    _free_memory()
+    free_memory()
     return found
 
 
@@ -312,7 +318,7 @@ def _told(context: Context, asked: _Asked, name: str, path: str) -> _Told:
     replies = {what: _replies(context, what, prompts, name, run_id, load) for what, prompts in asked.prompts.items()}
     logps = _logps(context, asked.texts, name, run_id, load) if asked.texts else {}
     del load
-    _free_memory()
+    free_memory()
     return _Told(replies, logps)
 
 
@@ -398,11 +404,3 @@ def _kept(file: Path, kind: type[Kept], ids: list[str]) -> list[Kept] | None:
         return None
     records = read_jsonl(file, kind)
     return records if [record.id for record in records] == ids else None
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.compare.safety.measuring import REGARD, REWARD
 from rlhf.compare.safety.stereotypes import ALL
 from rlhf.compare.sentences import number, percent, shown_mean, shown_span
 
@@ -40,7 +41,8 @@ def view(report: dict[str, Any]) -> dict[str, Any]:
         tables = [table for data in part["stereotypes"] for table in _stereotypes(report, data)]
         parts.append({"title": "Stereotypes", "about": _ABOUT_STEREOTYPES, "tables": tables})
     if "groups" in part:
-        parts.append({"title": "Groups of people", "about": _about_groups(part["groups"]), "tables": _groups(report)})
+        tables = [table for scored in part["groups"] for table in _groups(report, scored)]
+        parts.append({"title": "Groups of people", "about": _about_groups(part["groups"]), "tables": tables})
     return {"parts": parts, "notes": _notes(report)}
 
 
@@ -56,11 +58,8 @@ def sentences(report: dict[str, Any]) -> list[str]:
         for data in part.get("stereotypes", [])
     ]
     if "groups" in part:
-        told = [
-            f"{name} {number(one['gap'])} (p = {_p(one['p_value'])})"
-            for name, one in part["groups"]["policies"].items()
-        ]
-        found.append(f"gap between the groups of {part['groups']['data']}: {', '.join(told)}")
+        told = [f"in {_measure(scored)} {_each_gap(scored)}" for scored in part["groups"]]
+        found.append(f"gap between the groups of {part['groups'][0]['data']} {'; '.join(told)}")
     if "toxicity" in part:
         figures = part["toxicity"]["policies"]
         place = 1 if any(one["flagged"]["mean"] for one in figures.values()) else len(found)  # no news comes last
@@ -157,17 +156,37 @@ def _stereotype_warnings(report: dict[str, Any], data: dict[str, Any]) -> list[s
     return list(found.values())
 
 
-def _about_groups(part: dict[str, Any]) -> str:
+def _about_groups(scored: list[dict[str, Any]]) -> str:
+    by = " and ".join(f"by {one['by']} ({_measure(one)})" for one in scored)
+    regard = ""
+    if any(one["measure"] == REGARD for one in scored):
+        regard = (
+            " Regard is how a reply makes people look, which pleasant words may hide and harsh ones may not hurt "
+            "(Sheng et al. 2019)."
+        )
     return (
-        f"Each prompt of {part['data']} is about a group of people; {part['by']} scores the replies. The gap is the "
-        "highest group's mean less the lowest's. By chance is the mean gap where prompts are shuffled between "
-        "groups, and p is how often such a shuffle gives as large a gap. The gap of a change is between the groups "
-        "that it lifted most and least."
+        f"Each prompt of {scored[0]['data']} is about a group of people; the replies are scored {by}.{regard} The gap "
+        "is the highest group's mean less the lowest's; its interval holds for all differences between groups at "
+        "once. By chance is the mean gap where prompts are shuffled between groups, and p is how often such a shuffle "
+        "gives as large a gap. The gap of a change is between the groups that it lifted most and least."
     )
 
 
-def _groups(report: dict[str, Any]) -> list[Table]:
-    part = report["safety"]["groups"]
+def _measure(scored: dict[str, Any]) -> str:
+    return "score" if scored["measure"] == REWARD else scored["measure"]
+
+
+def _each_gap(scored: dict[str, Any]) -> str:
+    """Every policy's gap with its interval and p, and the n that they have in common."""
+    figures = scored["policies"]
+    told = [
+        f"{name} {number(one['gap']['mean'])} ({shown_span(one['gap'], '')}, p = {_p(one['p_value'])})"
+        for name, one in figures.items()
+    ]
+    return f"{', '.join(told)}, n = {next(iter(figures.values()))['gap']['n']:,}"
+
+
+def _groups(report: dict[str, Any], part: dict[str, Any]) -> list[Table]:
     changes = _changes(report, part)
     gaps, gaps_of_changes, means = [], [], []
     for name, tags, figures in _entries(report, part):
@@ -181,17 +200,19 @@ def _groups(report: dict[str, Any]) -> list[Table]:
             moved = [None if _apart(tags) or name not in by else by[name]["means"][group] for _, by in changes]
             cells = [_mean_cell(one) for one in (figures["means"][group], *moved)]
             means.append((f"{_group(group)}: {name}", tags, cells))
-    titles = _change_titles(changes)
-    tables = [Table("", ["Gap", "Highest", "Lowest"], gaps)]
+    titles, measure = _change_titles(changes), _measure(part).capitalize()
+    tables = [Table(measure, ["Gap", "Highest", "Lowest"], gaps)]
     if changes:
-        tables.append(Table("Gap of the change", titles, gaps_of_changes))
-    return [*tables, Table("By group", ["Mean", *titles], means, folded=True, first="Group and policy")]
+        tables.append(Table(f"{measure}: gap of the change", titles, gaps_of_changes))
+    by_group = Table(f"{measure} by group", ["Mean", *titles], means, folded=True, first="Group and policy")
+    return [*tables, by_group]
 
 
 def _gap_cell(one: dict[str, Any] | None) -> _Cell:
     if one is None:
         return None
-    return number(one["gap"]), f"p = {_p(one['p_value'])}, by chance {number(one['expected'])}"
+    gap = one["gap"]
+    return number(gap["mean"]), f"{_with_n(gap)}; p = {_p(one['p_value'])}, by chance {number(one['expected'])}"
 
 
 def _group(name: str) -> str:

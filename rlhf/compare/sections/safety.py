@@ -69,26 +69,44 @@ class SafetyConfig:
     sentiment_label: str = field(
         default="positive", metadata={"help": "The label of that classifier that is its score, as its config names it."}
     )
+    regard_classifier: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a sequence classifier that scores the regard of replies to bold; none if unset."},
+    )
+    regard_label: str = field(
+        default="positive", metadata={"help": "The label of that classifier that is its score, as its config names it."}
+    )
 
     @property
     def toxicity(self) -> Classifier | None:
         """What flags toxic replies, None for the lexicon."""
-        return None if self.toxicity_classifier is None else Classifier(self.toxicity_classifier, self.toxicity_label)
+        return _classifier(self.toxicity_classifier, self.toxicity_label)
 
     @property
     def sentiment(self) -> Classifier | None:
         """What scores replies to `bold`, None for the reward model."""
-        folder = self.sentiment_classifier
-        return None if folder is None else Classifier(folder, self.sentiment_label)
+        return _classifier(self.sentiment_classifier, self.sentiment_label)
+
+    @property
+    def regard(self) -> Classifier | None:
+        """What scores how replies to `bold` regard people, None for nothing."""
+        return _classifier(self.regard_classifier, self.regard_label)
+
+    @property
+    def classifiers(self) -> dict[str, Classifier]:
+        """Those that are given, by the name of their settings."""
+        every = {"toxicity": self.toxicity, "sentiment": self.sentiment, "regard": self.regard}
+        return {key: one for key, one in every.items() if one is not None}
 
     def inputs(self) -> dict[str, str | None]:
         """The files and folders that are read, by name."""
         pairs = {f"stereotypes {number}": path for number, path in enumerate(self.stereotypes)}
-        classifiers = {
-            "toxicity_classifier": self.toxicity_classifier,
-            "sentiment_classifier": self.sentiment_classifier,
-        }
+        classifiers = {f"{key}_classifier": one.path for key, one in self.classifiers.items()}
         return {"safety_prompts": self.safety_prompts, "bold": self.bold, **pairs, **classifiers}
+
+
+def _classifier(folder: str | None, label: str) -> Classifier | None:
+    return None if folder is None else Classifier(folder, label)
 
 
 def check(config: Any, policies: Mapping[str, str]) -> None:
@@ -105,20 +123,20 @@ def check(config: Any, policies: Mapping[str, str]) -> None:
         read_stereotypes(path)
     if settings.bold is not None:
         _check_bold(settings, compare)
-    elif settings.sentiment is not None:
-        raise UserError("sentiment_classifier: scores replies to BOLD's prompts; give --bold FILE, or leave it out")
-    for key, classifier in (("toxicity", settings.toxicity), ("sentiment", settings.sentiment)):
-        if classifier is not None:
-            check_classifier(classifier, key, compare.trust_remote_code)
+    for key, classifier in settings.classifiers.items():
+        if key != "toxicity" and settings.bold is None:
+            raise UserError(f"{key}_classifier: scores replies to BOLD's prompts; give --bold FILE, or leave it out")
+        check_classifier(classifier, key, compare.trust_remote_code)
 
 
 def _check_bold(settings: SafetyConfig, compare: Any) -> None:
     size = settings.bold_per_group
     if size is not None and size < 1:
         raise UserError(f"bold_per_group: is {size}, must be at least 1")
-    if compare.reward_model is None and settings.sentiment is None:
+    if compare.reward_model is None and settings.sentiment is None and settings.regard is None:
         raise UserError(
-            "bold: there is nothing to score the replies with; give --reward_model RUN or --sentiment_classifier FOLDER"
+            "bold: there is nothing to score the replies with; give --reward_model RUN, --sentiment_classifier FOLDER "
+            "or --regard_classifier FOLDER"
         )
     groups = set(group_column(read_bold(settings.bold or "", size)))
     if len(groups) < 2:
@@ -155,6 +173,7 @@ def measure(context: Context) -> Measured:
             settings.bold_per_group,
             settings.toxicity,
             settings.sentiment,
+            settings.regard,
         ),
     )
 
@@ -172,8 +191,8 @@ def build(study: Study, report: dict[str, Any]) -> dict[str, Any] | None:
         parts["refusals"] = _refusals(study, measured, measured.refusals)
     if measured.stereotypes:
         parts["stereotypes"] = [_stereotypes(study, measured, table) for table in measured.stereotypes]
-    if measured.groups is not None:
-        parts["groups"] = _groups(study, measured, measured.groups)
+    if measured.groups:
+        parts["groups"] = [_groups(study, measured, table) for table in measured.groups]
     if parts or measured.toxicity.by or any(flagged.any() for flagged in measured.toxicity.flagged.values()):
         parts["toxicity"] = _toxicity(study, measured, measured.toxicity)
         parts["flags"] = _flags(study, measured.toxicity)
@@ -243,7 +262,8 @@ def _groups(study: Study, measured: Measured, table: GroupTable) -> dict[str, An
         difference = (after.mean(1) - before.mean(1))[:, None]
         return _gap(group_gap(difference, table.groups, bootstrap, (None if width is None else -width, width)))
 
-    return {"data": table.data, "by": table.by} | _figures(study, measured, table.scores, own, change)
+    named = {"data": table.data, "measure": table.measure, "by": table.by}
+    return named | _figures(study, measured, table.scores, own, change)
 
 
 def _gap(found: GroupGap) -> dict[str, Any]:
@@ -251,7 +271,7 @@ def _gap(found: GroupGap) -> dict[str, Any]:
         "means": {name: interval_numbers(one) for name, one in found.means.items()},
         "highest": found.highest,
         "lowest": found.lowest,
-        "gap": plain(found.gap),
+        "gap": interval_numbers(found.gap),
         "expected": plain(found.expected),
         "p_value": plain(found.p_value),
     }

@@ -30,7 +30,7 @@ from rlhf.compare.paired import (
 from rlhf.compare.scale import policy_scale
 from rlhf.compare.sections.section import Section
 from rlhf.compare.sentences import percent, shown_mean, shown_span
-from rlhf.compare.statistics import prompt_ties, win_matrix
+from rlhf.compare.statistics import prompt_ties, seen_from_the_other, win_matrix
 from rlhf.compare.study import Study
 from rlhf.intervals import Interval
 
@@ -184,6 +184,49 @@ def _decide(report: dict[str, Any], judge: str, pair: dict[str, Any]) -> str:
     return decide_sentence(pair["a"], pair["b"], interval, pair["more_prompts"])
 
 
+def sentences(report: dict[str, Any]) -> list[str]:
+    """Of the deciding judge: each policy beside the baseline, and of three or more all on one scale."""
+    judge, names = report["settings"]["decided_by"], list(report["policies"])
+    numbers, baseline = report["standing"]["judges"][judge], report["settings"]["baseline"]
+    corrected = " (Holm)" if len(numbers["pairs"]) > 1 else ""
+    told = [
+        f"{_wins_against(report, judge, pair, baseline)}, p {_p_equals(pair['holm'])}{corrected}"
+        for pair in numbers["pairs"]
+        if baseline in (pair["a"], pair["b"])
+    ]
+    confidence = f"{report['settings']['confidence']:.0%} intervals"
+    n = report["policies"][names[1]]["win_rate"]["n"]
+    found = [f"by {label(judge)} against {baseline}: {'; '.join(told)}; {confidence}, {n:,} prompts"]
+    if len(names) > 2:
+        ordered = sorted(numbers["scale"].items(), key=lambda item: -item[1]["mean"])
+        shown = [_on_scale(name, one) for name, one in ordered]
+        places = ", ".join(f"{one['name']} {one['mean']} ({one['span']})" for one in shown)
+        found.append(f"by {label(judge)} on one scale, in logits: {places}; {confidence}")
+    return found
+
+
+def _wins_against(report: dict[str, Any], judge: str, pair: dict[str, Any], baseline: str) -> str:
+    """The other policy's win rate, and that at equal length where it is known."""
+    raw, controlled = _raw(report, judge, pair)["rate"], pair["length_controlled"]
+    other = pair["a"] if pair["b"] == baseline else pair["b"]
+    told = f"{other} wins {_rate_of(raw, pair, other)}"
+    if 1 - _TOO_UNLIKE < controlled["longer"] < _TOO_UNLIKE:
+        told += f", at equal length {_rate_of(controlled['win_rate'], pair, other)}"
+    return told
+
+
+def _rate_of(rate: dict[str, Any], pair: dict[str, Any], name: str) -> str:
+    """A pair's win rate, which is that of `a`, as that of the policy of this name."""
+    if name == pair["b"]:
+        rate = interval_numbers(seen_from_the_other(Interval(**rate)))
+    return f"{shown_mean(rate, 'win_rate')} ({shown_span(rate, 'win_rate')})"
+
+
+def _p_equals(value: float) -> str:
+    shown = _p(value)
+    return shown if shown.startswith("<") else f"= {shown}"
+
+
 def warnings(report: dict[str, Any]) -> list[str]:
     """Where the deciding judge's verdict hangs on length, and where correction for many comparisons takes one away."""
     judge = report["settings"]["decided_by"]
@@ -225,4 +268,4 @@ def _looked(report: dict[str, Any], judge: str) -> list[str]:
     return found
 
 
-SECTION = Section("standing", "Who beats whom, and how sure that is", build, view, warnings=warnings)
+SECTION = Section("standing", "Who beats whom, and how sure that is", build, view, warnings=warnings, says=sentences)
