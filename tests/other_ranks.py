@@ -9,19 +9,24 @@ import multiprocessing
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import deepspeed  # noqa: F401
 
+import reward_model.train  # noqa: F401
+import rlhf.dpo
 import rlhf.ppo.run
 import rlhf.sft  # noqa: F401
 from rlhf.cli import main
 from rlhf.ports import choose_port
 
+Verb = Callable[[list[str]], None]
 
-def _rank(rank: int, num_ranks: int, port: int, argv: list[str], log: Path) -> None:
+
+def _rank(rank: int, num_ranks: int, port: int, argv: list[str], log: Path, verb: Verb) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
     os.environ.update({key: str(value) for key, value in place.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
@@ -29,16 +34,16 @@ def _rank(rank: int, num_ranks: int, port: int, argv: list[str], log: Path) -> N
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
     try:
-        main(argv)
+        verb(argv)
     except BaseException:
         traceback.print_exc()
         raise
 
 
-def run(num_ranks: int, argv: list[str], log: Path) -> list[int | None]:
-    """The exit codes of a verb's ranks."""
+def run(num_ranks: int, argv: list[str], log: Path, verb: Verb = main) -> list[int | None]:
+    """The exit codes of a verb's ranks; `verb` does the command line in each."""
     fork, port = multiprocessing.get_context("fork"), choose_port("127.0.0.1", 0)
-    ranks = [fork.Process(target=_rank, args=(rank, num_ranks, port, argv, log)) for rank in range(num_ranks)]
+    ranks = [fork.Process(target=_rank, args=(rank, num_ranks, port, argv, log, verb)) for rank in range(num_ranks)]
     for process in ranks:
         process.start()
     for process in ranks:
