@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 
 from rlhf.launcher.memory import is_out_of_memory
-from rlhf.launcher.rank import RankFiles, interface_to, read_mark
+from rlhf.launcher.network import CUT, Network, network_of
+from rlhf.launcher.rank import RankFiles, read_mark
 
 STOPPED = 75  # EX_TEMPFAIL, as `rlhf.training`: a checkpoint was asked for and is written
 HUNG = 124  # as timeout(1)
 _POLL = 0.2  # seconds
 _AGAIN = 2.0  # seconds between signals to ranks that do not listen yet
-_ANSWER = 3.0  # seconds in which the first node has to answer
 _GRACE = 10.0  # seconds in which a node whose ranks die with others' may find out why its own did
 _LINES = 15
 _OWN_SIGNALS = [-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL]
@@ -69,7 +69,7 @@ class Watch:
     _printed: int = 0
     _told: float = 0.0
     _news_came: float | None = None
-    _meeting: tuple[str, int] | None = None
+    _network: Network | None = None
     _begun: float = 0.0
 
     @property
@@ -90,7 +90,7 @@ class Watch:
             RankFiles(self.folder, rank).forget()
         self.ended.unlink(missing_ok=True)
         self._printed = _size(RankFiles(self.folder, 0).log)
-        self._meeting = _meeting(command)
+        self._network = network_of(command)
         self._begun = time.time()
         output = self.folder / "logs" / f"node-{self.ranks.start}.log"
         with output.open("ab") as log, self._listening():
@@ -130,6 +130,9 @@ class Watch:
                 self._signal_ranks(signal.SIGUSR1)
             if (silent := self._silent()) is not None:
                 return self._hung(*silent)
+            if self._network is not None and (wrong := self._network.cut()) is not None:
+                how = f"is cut off (for {CUT:.0f} s {wrong})"
+                return End(HUNG, self._message(self.ranks.start, how), may_help=True)
             if self._failed_long_ago_elsewhere():
                 return self._failed_elsewhere()
             time.sleep(_POLL)  # ranks tell by files and by their end: no one event to wait on
@@ -176,7 +179,9 @@ class Watch:
             time.sleep(_POLL)  # until their stacks are in their logs
         # Ranks that wait for a hung one are silent too. One that was stopped is known for sure.
         rank = next((one for one in self.ranks if self._is_stopped(one)), rank)
-        how = f"hangs: no step and no line for {seconds:.0f} s (--hang_seconds){_network_trouble(self._meeting)}"
+        wrong = self._network.trouble() if self._network is not None else None
+        network = f", and {wrong}: the network may be down," if wrong else ""
+        how = f"hangs: no step and no line for {seconds:.0f} s (--hang_seconds){network}"
         return End(HUNG, self._message(rank, how), may_help=True)
 
     def _is_stopped(self, rank: int) -> bool:
@@ -286,32 +291,6 @@ def _open_files(process: psutil.Process) -> list[str]:
         return [file.path for file in process.open_files()]
     except psutil.Error:
         return []
-
-
-def _meeting(command: list[str]) -> tuple[str, int] | None:
-    """Where several nodes meet, from torchrun's arguments; None for one node."""
-    if "--node_rank" not in command:
-        return None
-    address, port = (command[command.index(flag) + 1] for flag in ("--master_addr", "--master_port"))
-    return address, int(port)
-
-
-def _network_trouble(meeting: tuple[str, int] | None) -> str:
-    """What this node sees of a network that is down, to be said behind what happened; often nothing."""
-    if meeting is None:
-        return ""
-    address, port = meeting
-    interface = interface_to(address)
-    status = psutil.net_if_stats().get(interface) if interface else None
-    if interface and status is not None and not status.isup:
-        return f", and this node's network interface {interface} is down,"
-    try:
-        socket.create_connection(meeting, timeout=_ANSWER).close()
-    except ConnectionRefusedError:  # an answer; torchrun may have ended there
-        return ""
-    except OSError as error:
-        return f", and the first node cannot be reached at {address}:{port} ({error}): the network may be down,"
-    return ""
 
 
 def last_lines(log: Path, count: int = _LINES) -> list[str]:
