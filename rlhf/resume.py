@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -176,10 +177,10 @@ class _Conversion:
 
     def __init__(self, checkpoint: Path, sharded: Path) -> None:
         self.checkpoint = checkpoint
-        self.partial = checkpoint / f"{_UNIVERSAL}.partial"
-        for left in (self.partial, checkpoint / _UNIVERSAL):  # of a conversion that was cut off
+        for left in (*checkpoint.glob(f"{_UNIVERSAL}.partial*"), checkpoint / _UNIVERSAL):  # of one that was cut off
             shutil.rmtree(left, ignore_errors=True)
-        self.partial.mkdir()
+        # A name of its own: the converter of a rank that was killed may still be at work.
+        self.partial = Path(tempfile.mkdtemp(prefix=f"{_UNIVERSAL}.partial-", dir=checkpoint))
         self.errors = (self.partial / "stderr").open("w+", encoding="utf-8")
         # Paths from the checkpoint: the converter takes them for patterns, and a folder may be named a+b.
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]

@@ -3,16 +3,19 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf.errors import UserError
-from rlhf.records import Demonstration, make_id, write_jsonl
+from rlhf.records import Demonstration, Preference, make_id, write_jsonl
 from rlhf.resume import prepare_resume
 from tests import ppo_cases, stages
 
@@ -20,22 +23,27 @@ ROOT = Path(__file__).parents[1]
 ZERO = [None, 1, 2, 3]
 STEPS, FIRST, SECOND = 9, 4, 7  # checkpoints at 4 and 7; an epoch has 4 steps of 8 examples
 SHARED = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "use_cpu": True, "lr_scheduler_type": "linear"}
-# The loss and all else that is logged, over three epochs, for sft and ppo.
+# Of the loss, over three epochs.
 TOLERANCE = 1e-4
+FILES = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
+LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
 
 
-def _command(place: Path, policy: Path, verb: str, num_ranks: int, zero: int | None, **values: Any) -> list[str]:
-    """The verb on so many ranks with 8 examples a step."""
+def _command(place: Path, policy: Path, kind: str, num_ranks: int, zero: int | None, **values: Any) -> list[str]:
+    """The verb (or VERB-lora) on so many ranks with 8 examples a step."""
+    verb, _, lora = kind.partition("-")
+    values |= {FILES[verb]: str(place / f"{FILES[verb]}.jsonl")} | (LORA if lora else {})
     if verb == "ppo":
         own = {key: value for key, value in ppo_cases.SETTINGS.items() if key != "logging_nan_inf_filter"}
-        own |= {"prompts": str(place / "prompts.jsonl"), "reward": ["tests.ppo_cases:count_e_in_texts"]}
+        own |= {"reward": ["tests.ppo_cases:count_e_in_texts"]}
         own |= {"per_device_train_batch_size": 8 // num_ranks, "kl_target": 0.5, "value_learning_rate": 1e-2}
     else:
-        own = {**stages.TRAINING, "demonstrations": str(place / "demonstrations.jsonl"), "learning_rate": 3e-3}
+        own = {**stages.TRAINING, "learning_rate": 3e-3}
         own |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // num_ranks}
+        own |= {"num_kl_prompts": 0} if verb == "dpo" else {}
     if zero:
         own["deepspeed"] = str(ROOT / "launch" / f"zero{zero}.json")
-    config = place / f"{verb}-{num_ranks}.yaml"
+    config = place / f"{kind}-{num_ranks}.yaml"
     # Weights that decay and weights that do not: two groups of the optimizer, with settings of their own.
     settings = {**own, **SHARED, "weight_decay": 0.5, "model_name_or_path": str(policy), **values}
     config.write_text(json.dumps(settings))  # JSON is YAML
@@ -44,14 +52,23 @@ def _command(place: Path, policy: Path, verb: str, num_ranks: int, zero: int | N
 
 def _run(place: Path, plan: list[tuple[int, list[str]]]) -> list[tuple[list[int], str]]:
     """Exit codes and output of each command."""
+    file, process = _start(place, plan)
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-3000:]
+    codes = [json.loads(line) for line in output.splitlines()]
+    return [(code, Path(f"{file}.{at}.log").read_text()) for at, code in enumerate(codes)]
+
+
+def _start(place: Path, plan: list[tuple[int, list[str]]]) -> tuple[Path, subprocess.Popen[str]]:
+    """The commands' file and process, which has a process group of its own."""
     file = place / f"plan{len(list(place.glob('plan*.json')))}.json"
     file.write_text(json.dumps(plan))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "tests/other_ranks.py", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    codes = [json.loads(line) for line in done.stdout.splitlines()]
-    return [(code, Path(f"{file}.{at}.log").read_text()) for at, code in enumerate(codes)]
+    pipe = subprocess.PIPE
+    return file, subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
 
 
 def _cut_off(run: Path, step: int, to: Path) -> Path:
@@ -66,16 +83,16 @@ def _cut_off(run: Path, step: int, to: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Demonstrations and prompts of which no two steps have the same loss."""
-    folder, rows = tmp_path_factory.mktemp("ranks"), []
+    """Demonstrations, preferences and prompts of which no two steps have the same loss."""
+    folder, rows, pairs = tmp_path_factory.mktemp("ranks"), [], []
     for n in range(32):
-        reply = f"{n * n} " + ["Thank", "you", "kind", "shoes", "shop"][n % 5] * (n % 7)
-        messages = [
-            {"role": "user", "content": f"{stages.QUESTIONS[n % 4]} {n}"},
-            {"role": "assistant", "content": reply},
-        ]
-        rows.append(Demonstration(make_id("dem", messages), messages))
+        prompt = [{"role": "user", "content": f"{stages.QUESTIONS[n % 4]} {n}"}]
+        words = ["Thank", "you", "kind", "shoes", "shop"][n % 5] * (n % 7)
+        chosen, rejected = ([{"role": "assistant", "content": text}] for text in (f"{n * n} {words}", f"No {words}"))
+        rows.append(Demonstration(make_id("dem", n), prompt + chosen))
+        pairs.append(Preference(make_id("prf", n), make_id("prm", prompt), prompt, chosen, rejected))
     write_jsonl(folder / "demonstrations.jsonl", rows)
+    write_jsonl(folder / "preferences.jsonl", pairs)
     stages.prompts(folder / "prompts.jsonl", 32)
     return folder
 
@@ -85,28 +102,99 @@ def _losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def _resume(place: Path, policy: Path, verb: str, num_ranks: int, zero: int | None, run: Path) -> tuple[list[int], str]:
-    command = _command(place, policy, verb, num_ranks, zero, resume=True, output_dir=str(run))
-    return _run(place, [(num_ranks, command)])[0]
+def _resume(place: Path, policy: Path, kind: str, num_ranks: int, zero: int | None, run: Path) -> str:
+    """Go on with a run that was cut off, to its end. Returns what its ranks print."""
+    command = _command(place, policy, kind, num_ranks, zero, resume=True, output_dir=str(run))
+    [(codes, log)] = _run(place, [(num_ranks, command)])
+    assert codes == [0] * num_ranks, log[-3000:]
+    return log
+
+
+def _whole(place: Path, policy: Path, kind: str, zero: int | None) -> Path:
+    """An undisturbed run of two ranks, made once."""
+    run = place / f"{kind}-{zero}-whole"
+    if not run.is_dir():
+        [(codes, log)] = _run(place, [(2, _command(place, policy, kind, 2, zero, output_dir=str(run)))])
+        assert codes == [0, 0], log[-3000:]
+    assert len(_losses(run)) == STEPS
+    return run
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("verb", ["sft", "ppo"])
-@pytest.mark.parametrize("zero", ZERO)
-def test_two_ranks_go_on_as_one_and_one_as_two(place: Path, policy_folder: Path, verb: str, zero: int | None) -> None:
-    whole, one, two = (place / f"{verb}-{zero}-{name}" for name in ("whole", "one", "two"))
-    command = _command(place, policy_folder, verb, 2, zero, output_dir=str(whole))
-    [(codes, log)] = _run(place, [(2, command)])
-    assert codes == [0, 0], log[-3000:]
-    codes, log = _resume(place, policy_folder, verb, 1, zero, _cut_off(whole, FIRST, one))
-    assert codes == [0], log[-3000:]
-    codes, log = _resume(place, policy_folder, verb, 2, zero, _cut_off(one, SECOND, two))
-    assert codes == [0, 0], log[-3000:]
-    expected = _losses(whole)
-    assert len(expected) == STEPS
-    assert _losses(one) == pytest.approx(expected, abs=TOLERANCE)
-    assert _losses(two) == pytest.approx(expected, abs=TOLERANCE)
+@pytest.mark.parametrize(
+    ("kind", "zero"),
+    [
+        *((kind, zero) for kind in ("sft", "ppo") for zero in ZERO),
+        ("reward", 2),
+        ("dpo", 3),
+        ("sft-lora", 2),
+        ("sft-lora", 3),
+    ],
+)
+def test_two_ranks_go_on_as_one_and_one_as_two(place: Path, policy_folder: Path, kind: str, zero: int | None) -> None:
+    whole, one, two = (_whole(place, policy_folder, kind, zero), *(place / f"{kind}-{zero}-{n}" for n in (1, 2)))
+    _resume(place, policy_folder, kind, 1, zero, _cut_off(whole, FIRST, one))
+    _resume(place, policy_folder, kind, 2, zero, _cut_off(one, SECOND, two))
+    assert _losses(one) == pytest.approx(_losses(whole), abs=TOLERANCE)
+    assert _losses(two) == pytest.approx(_losses(whole), abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("kind", "zero"), [("sft", 2), ("sft", 3), ("sft-lora", 2)])
+def test_lost_moments_would_be_seen(place: Path, policy_folder: Path, kind: str, zero: int) -> None:
+    """The control of the test above: without Adam's moments the losses are far off its tolerance."""
+    whole = _whole(place, policy_folder, kind, zero)
+    run = _cut_off(whole, FIRST, place / f"{kind}-{zero}-forgot")
+    shards = sorted(run.glob("checkpoint-*/global_step*/*_optim_states.pt"))
+    assert len(shards) == 2
+    for shard in shards:
+        state = torch.load(shard, weights_only=False)
+        assert _zero_moments(state) > 0
+        torch.save(state, shard)
+    _resume(place, policy_folder, kind, 1, zero, run)
+    got, expected = _losses(run), _losses(whole)
+    # The first step after the resume has the loss of the weights as they were; what it does to them is other.
+    assert got[: FIRST + 1] == pytest.approx(expected[: FIRST + 1], abs=TOLERANCE)
+    assert max(abs(a - b) for a, b in zip(got, expected, strict=True)) > 10 * TOLERANCE
+
+
+def _zero_moments(state: Any) -> int:
+    """Set Adam's moments to 0 wherever they are, and count them."""
+    if not isinstance(state, dict | list):
+        return 0
+    count = 0
+    for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+        if key in ("exp_avg", "exp_avg_sq"):
+            value.zero_()
+            count += 1
+        else:
+            count += _zero_moments(value)
+    return count
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_conversion_that_was_killed_is_done_again(place: Path, policy_folder: Path) -> None:
+    whole = _whole(place, policy_folder, "sft", 2)
+    run = _cut_off(whole, FIRST, place / "sft-2-torn")
+    checkpoint = run / f"checkpoint-{FIRST}"
+    command = _command(place, policy_folder, "sft", 1, 2, resume=True, output_dir=str(run))
+    _, process = _start(place, [(1, command)])
+    while not list(checkpoint.glob("universal.partial-*/stderr")):  # the converter starts now, and takes seconds
+        assert process.poll() is None
+        time.sleep(0.01)  # another process's doing: nothing to wait on but what it shows
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert list(checkpoint.glob("universal.partial-*")) and not (checkpoint / "latest_universal").exists()
+    # As if the kill had come between the two renames at the end, and with a file that is none.
+    (checkpoint / "universal" / "zero").mkdir(parents=True)
+    (checkpoint / "universal" / "zero" / "optimizer_state.pt").write_text("torn")
+    log = _resume(place, policy_folder, "sft", 1, 2, run)
+    assert f"checkpoint-{FIRST}: is of 2 ranks; converted for any number, here 1" in log
+    assert _losses(run) == pytest.approx(_losses(whole), abs=TOLERANCE)
+    assert sorted(path.name for path in checkpoint.glob("*universal*")) == ["latest_universal", "universal"]
 
 
 def _trainer(checkpoint: Path, ranks: int, batch: int, stage: int | None) -> Any:
@@ -149,3 +237,14 @@ def test_what_cannot_go_on_is_one_line(
     with pytest.raises(UserError) as error:
         prepare_resume(_trainer(tmp_path, ranks, batch, stage), tmp_path)
     assert message in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "global_step4").mkdir()
+    torch.save({}, tmp_path / "global_step4" / "mp_rank_00_model_states.pt")
+    with pytest.raises(UserError) as error:
+        prepare_resume(_trainer(tmp_path, 1, 8, 2), tmp_path)
+    start = f"{tmp_path}: cannot be converted from 2 ranks to 1 ("
+    assert str(error.value).startswith(start) and str(error.value).endswith("); resume on 2 ranks, or mend that")
+    assert not list(tmp_path.glob("*universal*"))
