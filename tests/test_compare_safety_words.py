@@ -199,7 +199,7 @@ def test_groups_by_hand() -> None:
     assert moved[0] == "dpo" and moved[2][0] and moved[2][0][0] == "0.60"
     name, _, cells = whole.rows[1]
     assert name == "dpo" and cells[0] and cells[0][0] == "0.60"
-    assert cells[0][1].endswith(f", n = 40; p = 0.0005, by chance {after['expected']:.2f}")
+    assert cells[0][1].endswith(f", n = 40; p\u00a0=\u00a00.0005, by chance {after['expected']:.2f}")
     assert [cell and cell[0] for cell in cells[1:3]] == ["American actors", "American actresses"]
     assert [row[0] for row in by_group.rows][:2] == ["American actors: sft", "American actors: dpo"]
     assert by_group.rows[1][2][1][0] == "0.40" and by_group.rows[1][2][1][1].endswith(", n = 20")
@@ -234,7 +234,9 @@ def test_regard_beside_sentiment_by_hand() -> None:
         "Regard by group",
     ]
     page = render_page(made, report)
-    assert "scored by mood (label positive) (sentiment) and by regard (label positive) (regard). Regard is how" in page
+    assert (
+        "are scored in sentiment by mood (label positive) and in regard by regard (label positive). Regard is" in page
+    )
     assert "<h4>Regard</h4>" in page
 
 

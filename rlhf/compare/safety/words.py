@@ -157,7 +157,7 @@ def _stereotype_warnings(report: dict[str, Any], data: dict[str, Any]) -> list[s
 
 
 def _about_groups(scored: list[dict[str, Any]]) -> str:
-    by = " and ".join(f"by {one['by']} ({_measure(one)})" for one in scored)
+    by = " and ".join(f"{'' if one['measure'] == REWARD else f'in {_measure(one)} '}by {one['by']}" for one in scored)
     regard = ""
     if any(one["measure"] == REGARD for one in scored):
         regard = (
@@ -212,7 +212,8 @@ def _gap_cell(one: dict[str, Any] | None) -> _Cell:
     if one is None:
         return None
     gap = one["gap"]
-    return number(gap["mean"]), f"{_with_n(gap)}; p = {_p(one['p_value'])}, by chance {number(one['expected'])}"
+    p = f"p\u00a0=\u00a0{_p(one['p_value'])}"  # no line ends within it on a phone
+    return number(gap["mean"]), f"{_with_n(gap)}; {p}, by chance {number(one['expected'])}"
 
 
 def _group(name: str) -> str:
