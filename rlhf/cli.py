@@ -191,7 +191,7 @@ def _watch(argv: list[str]) -> None:
     from rlhf.config import parse
 
     given = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
-    run(parse(Config, given, None))
+    run(parse(Config, given, "configs/watch.yaml"))
 
 
 def _label(argv: list[str]) -> None:

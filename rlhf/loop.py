@@ -164,7 +164,13 @@ def _plan(
 
 
 def _config(path: str, name: str, verb: str, values: dict[str, Any], modules: dict[str, str]) -> tuple[Any, ...]:
-    return from_values(importlib.import_module(modules[verb]).Config, values, f"{path}, stage {name}")
+    config = from_values(importlib.import_module(modules[verb]).Config, values, f"{path}, stage {name}")
+    if any(getattr(part, "live", False) for part in config):
+        raise UserError(
+            f"{path}, stage {name}: live: waits for Ctrl-C and would hold the recipe; leave it out, and look with "
+            f"`rlhf watch {values['output_dir']}`"
+        )
+    return config
 
 
 def _placed(value: Any, earlier: list[str], root: Path) -> Any:

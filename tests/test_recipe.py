@@ -1,5 +1,6 @@
 """Recipes: checked whole before they start, finished stages passed over, cut-off ones gone on with."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,16 @@ def test_other_settings_for_a_finished_stage_are_an_error(tmp_path: Path, policy
 def test_broken_recipes_are_named(tmp_path: Path, policy_folder: Path, over: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         run_recipe(str(_recipe(tmp_path, policy_folder, **over)))
+
+
+def test_a_live_page_would_hold_the_recipe(tmp_path: Path, policy_folder: Path) -> None:
+    live = {"policies": ["sft/"], "prompts": "nowhere.jsonl", "live": True}
+    path = _recipe(tmp_path, policy_folder, stages={"compare": live})
+    folder = re.escape(str(tmp_path / "out" / "compare"))
+    words = rf"stage compare: live: waits for Ctrl-C and would hold the recipe; leave it out, .* `rlhf watch {folder}`$"
+    with pytest.raises(UserError, match=words):
+        run_recipe(str(path))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_gold_that_cannot_be_loaded_is_named() -> None:
