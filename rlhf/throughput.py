@@ -9,9 +9,9 @@ import torch
 from transformers import TrainerCallback
 
 # Peak dense FLOP/s in units of 1e12, as NVIDIA and AMD state them: 16-bit matrices summed in float32, then TF32.
-# Where a data sheet gives figures "with sparsity", half of them stands here. B200, H200, H100, A100, L40S and MI300X are
-# beside torchtitan's table (torchtitan/tools/utils.py: the same to 1%), A10, V100 and T4 beside Lightning's
-# (lightning/fabric/utilities/throughput.py: the same); the others have been checked against no second source.
+# Where a data sheet gives figures "with sparsity", half of them stands here. Second sources: torchtitan's table
+# (torchtitan/tools/utils.py) has B200, H200, H100, A100, L40S and MI300X the same to 1%, Lightning's
+# (lightning/fabric/utilities/throughput.py) A10, V100 and T4 the same; for the others there was none.
 _PEAKS: list[tuple[str, float, float | None]] = [
     (r"B200", 2250, 1125),  # NVIDIA HGX B200 data sheet
     (r"H200 NVL", 835.5, 417.5),  # NVIDIA H200 data sheet
