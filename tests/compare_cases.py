@@ -31,7 +31,7 @@ from rlhf.compare.statistics import Bootstrap
 from rlhf.compare.study import Study
 from rlhf.models import train_tokenizer
 from rlhf.records import Demonstration, Messages, Prompt, Response, write_jsonl
-from tests.test_compare_report import study
+from tests.study_cases import study
 from tests.tiny import tiny_policy
 
 WORDS = ["Hello", "I would like to return the shoes", "What time does the shop close?", "Can you help me?", "Hi", "No"]

@@ -5,7 +5,7 @@ import pytest
 from rlhf.compare.page import render_page
 from rlhf.compare.report import build_report
 from rlhf.compare.sections import agreement
-from tests.test_compare_report import study
+from tests.study_cases import study
 
 
 def test_two_judges_on_ten_prompts() -> None:

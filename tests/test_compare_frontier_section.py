@@ -23,7 +23,7 @@ from rlhf.compare.terminal import print_report
 from rlhf.errors import UserError
 from rlhf.records import Messages, Prompt, Response, Run, read_jsonl, write_jsonl
 from tests.frontier_cases import noisy, point
-from tests.test_compare_report import study
+from tests.study_cases import study
 from tests.tiny import tiny_policy
 
 NUM_PROMPTS = 6

@@ -11,7 +11,7 @@ from rlhf.compare.page.flags import flags
 from rlhf.compare.page.side_by_side import contradictions
 from rlhf.compare.report import build_report
 from rlhf.compare.study import Study
-from tests.test_compare_report import study, wins
+from tests.study_cases import study, wins
 
 
 class Page(html.parser.HTMLParser):

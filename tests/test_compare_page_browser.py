@@ -16,8 +16,8 @@ from rlhf.compare.report import build_report
 from rlhf.compare.study import Study
 from rlhf.records import Prompt
 from tests.hostile import HOSTILE
+from tests.study_cases import evil_study, study, wins
 from tests.test_compare_page_frontier import best_of_n, curve, frontier_study
-from tests.test_compare_report import evil_study, study, wins
 
 
 @contextmanager

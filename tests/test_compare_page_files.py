@@ -11,8 +11,8 @@ from rlhf.compare.markdown import escaped, render_markdown
 from rlhf.compare.report import build_report
 from rlhf.compare.tables import guarded, pairs_csv, policies_csv
 from tests.hostile import HOSTILE
+from tests.study_cases import study
 from tests.test_compare_page_frontier import curve, frontier_study
-from tests.test_compare_report import study
 
 SHORT = [(kind, text) for kind, text in HOSTILE if len(text) < 3_000]
 

@@ -13,7 +13,7 @@ from rlhf.compare.page.frontier_figure import frontier_figures, kl_ticks
 from rlhf.compare.report import build_report
 from rlhf.compare.study import Study
 from tests.frontier_cases import point
-from tests.test_compare_report import study
+from tests.study_cases import study
 
 N = 40
 

@@ -16,7 +16,7 @@ from tests.compare_cases import (
     FEW,
     written,
 )
-from tests.test_compare_report import study
+from tests.study_cases import study
 
 
 def test_length_quantiles_of_resamples_are_numpys() -> None:

@@ -18,7 +18,7 @@ from rlhf.compare.safety.measuring import (
 )
 from rlhf.compare.safety.stereotypes import SentencePair
 from rlhf.compare.safety.words import points, sentences, view, warnings
-from tests.test_compare_report import study
+from tests.study_cases import study
 
 
 def _column(flags: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from rlhf.compare.markdown import render_markdown
 from rlhf.compare.page import render_page
 from rlhf.compare.report import build_report
 from rlhf.compare.sections import standing
-from tests.test_compare_report import study, wins
+from tests.study_cases import study, wins
 
 
 def test_the_matrix_the_tests_and_the_scale_of_two() -> None:
