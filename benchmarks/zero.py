@@ -2,7 +2,7 @@
 
 python benchmarks/zero.py
 
-What tests/test_zero.py does with 37,000 weights and 4 steps, here with 3.4 million and 12 steps: sft, reward,
+What tests/test_zero.py does with 37,000 weights and 4 steps, here with 3.3 million and 12 steps: sft, reward,
 dpo and ppo, real DeepSpeed and gloo, float32. Prints the two tables of docs/results.md.
 """
 

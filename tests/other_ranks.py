@@ -1,7 +1,7 @@
 """Trainings on one number of ranks that go on on another. Ranks are forks, so that libraries load once.
 
-python tests/other_ranks.py PLAN.json: a list of [number of ranks, the verb's command line], run one after the other.
-Prints the exit codes of each command's ranks; what they print themselves is in PLAN.json.N.log.
+python tests/other_ranks.py: each line of stdin is [number of ranks, the verb's command line, a file for what the ranks
+print]; the answer is a line with the exit codes of the ranks.
 """
 
 import json
@@ -52,6 +52,6 @@ def run(num_ranks: int, argv: list[str], log: Path, verb: Verb = main) -> list[i
 
 
 if __name__ == "__main__":
-    plan = Path(sys.argv[1])
-    for at, (num_ranks, argv) in enumerate(json.loads(plan.read_text())):
-        print(json.dumps(run(num_ranks, argv, Path(f"{plan}.{at}.log"))))
+    for line in sys.stdin:
+        num_ranks, argv, log = json.loads(line)
+        print(json.dumps(run(num_ranks, argv, Path(log))), flush=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +24,10 @@ ROOT = Path(__file__).parents[1]
 ZERO = [None, 1, 2, 3]
 STEPS, FIRST, SECOND = 9, 4, 7  # checkpoints at 4 and 7; an epoch has 4 steps of 8 examples
 SHARED = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "use_cpu": True, "lr_scheduler_type": "linear"}
-# Of the loss, over three epochs.
+# Of the loss, over three epochs. Dropout is drawn anew by other ranks: none here.
 TOLERANCE = 1e-4
 FILES = {"sft": "demonstrations", "reward": "preferences", "dpo": "preferences", "ppo": "prompts"}
-LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]}
+LORA = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.0}
 
 
 def _command(place: Path, policy: Path, kind: str, num_ranks: int, zero: int | None, **values: Any) -> list[str]:
@@ -50,25 +51,46 @@ def _command(place: Path, policy: Path, kind: str, num_ranks: int, zero: int | N
     return [verb, "--config", str(config)]
 
 
-def _run(place: Path, plan: list[tuple[int, list[str]]]) -> list[tuple[list[int], str]]:
-    """Exit codes and output of each command."""
-    file, process = _start(place, plan)
-    output, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors[-3000:]
-    codes = [json.loads(line) for line in output.splitlines()]
-    return [(code, Path(f"{file}.{at}.log").read_text()) for at, code in enumerate(codes)]
+class Ranks:
+    """A process, with a process group of its own, that starts ranks of verbs."""
 
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+        self.errors = place / f"{len(list(place.glob('*.err')))}.err"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "tests/other_ranks.py"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
 
-def _start(place: Path, plan: list[tuple[int, list[str]]]) -> tuple[Path, subprocess.Popen[str]]:
-    """The commands' file and process, which has a process group of its own."""
-    file = place / f"plan{len(list(place.glob('plan*.json')))}.json"
-    file.write_text(json.dumps(plan))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "tests/other_ranks.py", str(file)]
-    pipe = subprocess.PIPE
-    return file, subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-    )
+    def start(self, num_ranks: int, command: list[str]) -> Path:
+        """Returns the file of what the ranks print."""
+        log = self.place / f"{len(list(self.place.glob('*.log')))}.log"
+        log.touch()
+        assert self.process.stdin
+        print(json.dumps([num_ranks, command, str(log)]), file=self.process.stdin, flush=True)
+        return log
+
+    def run(self, num_ranks: int, command: list[str]) -> str:
+        """What the ranks print, all of which end well."""
+        log = self.start(num_ranks, command)
+        assert self.process.stdout
+        codes = self.process.stdout.readline()
+        assert codes, self.errors.read_text()[-3000:]
+        assert json.loads(codes) == [0] * num_ranks, log.read_text()[-3000:]
+        return log.read_text()
+
+    def kill(self) -> None:
+        """End it, all that it started, and all that those started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
 
 
 def _cut_off(run: Path, step: int, to: Path) -> Path:
@@ -97,25 +119,30 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def ranks(place: Path) -> Iterator[Ranks]:
+    """Imports its libraries once, for all tests."""
+    started = Ranks(place)
+    yield started
+    started.kill()
+
+
 def _losses(run: Path) -> list[float]:
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def _resume(place: Path, policy: Path, kind: str, num_ranks: int, zero: int | None, run: Path) -> str:
+def _resume(ranks: Ranks, policy: Path, kind: str, num_ranks: int, zero: int | None, run: Path) -> str:
     """Go on with a run that was cut off, to its end. Returns what its ranks print."""
-    command = _command(place, policy, kind, num_ranks, zero, resume=True, output_dir=str(run))
-    [(codes, log)] = _run(place, [(num_ranks, command)])
-    assert codes == [0] * num_ranks, log[-3000:]
-    return log
+    command = _command(ranks.place, policy, kind, num_ranks, zero, resume=True, output_dir=str(run))
+    return ranks.run(num_ranks, command)
 
 
-def _whole(place: Path, policy: Path, kind: str, zero: int | None) -> Path:
+def _whole(ranks: Ranks, policy: Path, kind: str, zero: int | None) -> Path:
     """An undisturbed run of two ranks, made once."""
-    run = place / f"{kind}-{zero}-whole"
+    run = ranks.place / f"{kind}-{zero}-whole"
     if not run.is_dir():
-        [(codes, log)] = _run(place, [(2, _command(place, policy, kind, 2, zero, output_dir=str(run)))])
-        assert codes == [0, 0], log[-3000:]
+        ranks.run(2, _command(ranks.place, policy, kind, 2, zero, output_dir=str(run)))
     assert len(_losses(run)) == STEPS
     return run
 
@@ -130,12 +157,14 @@ def _whole(place: Path, policy: Path, kind: str, zero: int | None) -> Path:
         ("dpo", 3),
         ("sft-lora", 2),
         ("sft-lora", 3),
+        ("reward-lora", 2),
+        ("ppo-lora", 3),
     ],
 )
-def test_two_ranks_go_on_as_one_and_one_as_two(place: Path, policy_folder: Path, kind: str, zero: int | None) -> None:
-    whole, one, two = (_whole(place, policy_folder, kind, zero), *(place / f"{kind}-{zero}-{n}" for n in (1, 2)))
-    _resume(place, policy_folder, kind, 1, zero, _cut_off(whole, FIRST, one))
-    _resume(place, policy_folder, kind, 2, zero, _cut_off(one, SECOND, two))
+def test_two_ranks_go_on_as_one_and_one_as_two(ranks: Ranks, policy_folder: Path, kind: str, zero: int | None) -> None:
+    whole, one, two = _whole(ranks, policy_folder, kind, zero), *(ranks.place / f"{kind}-{zero}-{n}" for n in (1, 2))
+    _resume(ranks, policy_folder, kind, 1, zero, _cut_off(whole, FIRST, one))
+    _resume(ranks, policy_folder, kind, 2, zero, _cut_off(one, SECOND, two))
     assert _losses(one) == pytest.approx(_losses(whole), abs=TOLERANCE)
     assert _losses(two) == pytest.approx(_losses(whole), abs=TOLERANCE)
 
@@ -143,17 +172,17 @@ def test_two_ranks_go_on_as_one_and_one_as_two(place: Path, policy_folder: Path,
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("kind", "zero"), [("sft", 2), ("sft", 3), ("sft-lora", 2)])
-def test_lost_moments_would_be_seen(place: Path, policy_folder: Path, kind: str, zero: int) -> None:
+def test_lost_moments_would_be_seen(ranks: Ranks, policy_folder: Path, kind: str, zero: int) -> None:
     """The control of the test above: without Adam's moments the losses are far off its tolerance."""
-    whole = _whole(place, policy_folder, kind, zero)
-    run = _cut_off(whole, FIRST, place / f"{kind}-{zero}-forgot")
+    whole = _whole(ranks, policy_folder, kind, zero)
+    run = _cut_off(whole, FIRST, ranks.place / f"{kind}-{zero}-forgot")
     shards = sorted(run.glob("checkpoint-*/global_step*/*_optim_states.pt"))
     assert len(shards) == 2
     for shard in shards:
         state = torch.load(shard, weights_only=False)
         assert _zero_moments(state) > 0
         torch.save(state, shard)
-    _resume(place, policy_folder, kind, 1, zero, run)
+    _resume(ranks, policy_folder, kind, 1, zero, run)
     got, expected = _losses(run), _losses(whole)
     # The first step after the resume has the loss of the weights as they were; what it does to them is other.
     assert got[: FIRST + 1] == pytest.approx(expected[: FIRST + 1], abs=TOLERANCE)
@@ -176,22 +205,21 @@ def _zero_moments(state: Any) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_conversion_that_was_killed_is_done_again(place: Path, policy_folder: Path) -> None:
-    whole = _whole(place, policy_folder, "sft", 2)
-    run = _cut_off(whole, FIRST, place / "sft-2-torn")
+def test_a_conversion_that_was_killed_is_done_again(ranks: Ranks, policy_folder: Path) -> None:
+    whole = _whole(ranks, policy_folder, "sft", 2)
+    run = _cut_off(whole, FIRST, ranks.place / "sft-2-torn")
     checkpoint = run / f"checkpoint-{FIRST}"
-    command = _command(place, policy_folder, "sft", 1, 2, resume=True, output_dir=str(run))
-    _, process = _start(place, [(1, command)])
+    others = Ranks(ranks.place)
+    others.start(1, _command(ranks.place, policy_folder, "sft", 1, 2, resume=True, output_dir=str(run)))
     while not list(checkpoint.glob("universal.partial-*/stderr")):  # the converter starts now, and takes seconds
-        assert process.poll() is None
+        assert others.process.poll() is None
         time.sleep(0.01)  # another process's doing: nothing to wait on but what it shows
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    others.kill()
     assert list(checkpoint.glob("universal.partial-*")) and not (checkpoint / "latest_universal").exists()
     # As if the kill had come between the two renames at the end, and with a file that is none.
     (checkpoint / "universal" / "zero").mkdir(parents=True)
     (checkpoint / "universal" / "zero" / "optimizer_state.pt").write_text("torn")
-    log = _resume(place, policy_folder, "sft", 1, 2, run)
+    log = _resume(ranks, policy_folder, "sft", 1, 2, run)
     assert f"checkpoint-{FIRST}: is of 2 ranks; converted for any number, here 1" in log
     assert _losses(run) == pytest.approx(_losses(whole), abs=TOLERANCE)
     assert sorted(path.name for path in checkpoint.glob("*universal*")) == ["latest_universal", "universal"]
