@@ -75,10 +75,12 @@ def until(found: Callable[[], _T], what: str | Callable[[], str], patience: floa
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """The daemons, job keepers and jobs of the cluster in a folder, by their environment."""
+    wanted = f"SLURM_CONF={folder / 'slurm.conf'}".encode()
     found = []
     for process in psutil.process_iter():
+        # Not by psutil, which reads up to the first empty entry: a keeper's title lies over its first ones.
         with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == str(folder / "slurm.conf"):
+            if process.pid != os.getpid() and wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
                 found.append(process)
     return found
 

@@ -1,7 +1,6 @@
 """`rlhf launch --slurm` on a real SLURM: jobs that end, are requeued, signalled, cancelled, and run on two nodes."""
 
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -52,7 +51,6 @@ def _ends_well(slurm: SlurmCluster, place: Path, number: str, restarts: int) -> 
     job = slurm.end_of(number)
     log = _log(place, number)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("COMPLETED", "0:0", str(restarts)), log
-    assert json.loads((place / "run" / "run.json").read_text())["usage"]["num_attempts"] == restarts + 1
     steps = [row["step"] for row in cases.rows(place / "run") if "loss" in row]
     assert steps == list(range(1, LONG["max_steps"] + 1))
     assert cases.alive(place) == []
@@ -206,17 +204,17 @@ def test_what_a_killed_test_process_leaves_is_removed(slurm: SlurmCluster) -> No
     with process:
         assert process.stdout
         folder = Path(process.stdout.readline().strip())
-        until(lambda: _runs(folder, "sleep"), "the job's start")
+        until(lambda: _run(folder) >= {"sleep", "slurmstepd"}, "the job's start")
         assert folder not in left_clusters()
         process.kill()
-    assert left_clusters() == [folder] and _runs(folder, "sleep")
+    assert folder in left_clusters() and _run(folder) >= {"sleep", "slurmstepd"}
     remove_cluster(folder)
     assert processes_of(folder) == [] and not folder.exists()
     assert slurm.ask("sinfo", "--noheader", "--Node", "--format=%T").split() == ["idle", "idle"]
 
 
-def _runs(folder: Path, program: str) -> bool:
-    return program in [process.name() for process in processes_of(folder)]
+def _run(folder: Path) -> set[str]:
+    return {process.name() for process in processes_of(folder)}
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
