@@ -5,8 +5,7 @@ python benchmarks/launch_survive.py [--only sft ...] [--seed 0]
 Each job runs twice on two CPU ranks with DeepSpeed: undisturbed, and in one launch with --max_restarts 10 in which a
 random rank is killed at ten random moments. Four of them fall into the eight seconds after a rank's first line
 (imports, loading, resuming), the others some random time after the job has come further than before, so that it gets
-home. Weights and logged metrics are compared to the bit. Jobs measured before stay in the
-results' file.
+home. Weights and logged metrics are compared to the bit. Results of jobs that are not asked for stay in the file.
 """
 
 import argparse
@@ -159,7 +158,7 @@ def _kill_often(process: subprocess.Popen[bytes], place: Path, steps: int, dice:
             _when(process, lambda files=files, step=step: _step(files) > step)
         time.sleep(moment * (START_SECONDS if in_start else STEP_SECONDS))  # the random moment itself
         reached = max(reached, _step(files))
-        where = files.beat.read_text(encoding="utf-8") if files.beat.is_file() else "its start"
+        where = (files.beat.read_text(encoding="utf-8") or "training") if files.beat.is_file() else "its start"
         os.kill(mark.pid, signal.SIGKILL)
         kills.append(Kill(rank, where, round(time.monotonic() - begin, 2)))
         print(f"  kill {number + 1}: {kills[-1]}", file=sys.stderr, flush=True)

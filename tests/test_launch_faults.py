@@ -8,9 +8,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rlhf.launcher.files import launch_folder
@@ -71,6 +73,46 @@ def test_a_killed_rank_is_restarted_to_the_same_result(
     assert steps == list(range(1, 31))
     cases.same_weights(tmp_path / "run", undisturbed(verb, own))
     assert cases.alive(tmp_path) == []
+
+
+def test_a_rank_killed_while_it_compiles_leaves_no_lock(
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed compiles an extension at its first start; who finds a lock there waits for its holder without end."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    process = cases.start([*ZERO2, "--max_restarts", "1"], cases.sft(tmp_path, policy_folder))
+    first = _compiling(process, tmp_path)
+    tools = [first, *first.children(recursive=True)]
+    first.kill()
+    second = _compiling(process, tmp_path, other_than=first.pid)  # and so does not wait for the first
+    tools += [second, *second.children(recursive=True)]
+    process.send_signal(signal.SIGTERM)  # to compile takes minutes
+    out, err = process.communicate(timeout=cases.PATIENCE)
+    assert process.returncode == 143, err
+    assert "launch: restart 1 of 1" in out and "ended with SIGKILL" in err
+    assert list((tmp_path / "extensions").rglob("lock")) == []
+    assert len(tools) > 4  # ninja and compilers among them
+    assert [tool for tool in tools if tool.is_running() and tool.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def _compiling(process: subprocess.Popen[str], place: Path, other_than: int = 0) -> psutil.Process:
+    """The rank that holds the lock of the extension."""
+    until = time.monotonic() + cases.PATIENCE
+    while process.poll() is None and time.monotonic() < until:
+        for rank in (0, 1):
+            mark = read_mark(RankFiles(launch_folder(place / "run"), rank))
+            with suppress(psutil.Error):
+                if mark and mark.pid != other_than and _holds_lock(holder := psutil.Process(mark.pid)):
+                    return holder
+        time.sleep(0.02)  # another process's doing: nothing to wait on but what it shows
+    process.kill()
+    raise AssertionError(f"no rank compiles: {process.communicate()}")
+
+
+def _holds_lock(process: psutil.Process) -> bool:
+    return (
+        "lock" in [Path(file.path).name for file in process.open_files()] and len(process.children(recursive=True)) > 1
+    )
 
 
 def dies_at_the_end(prompts: list[Any], responses: list[str], **_: Any) -> list[float]:

@@ -229,7 +229,8 @@ class Watch:
         mark = read_mark(files)
         host = mark.host if mark else socket.gethostname()
         try:
-            where = f" during {files.beat.read_text(encoding='utf-8').strip()}"
+            # Empty where the rank was about to write it.
+            where = f" during {files.beat.read_text(encoding='utf-8').strip() or 'training'}"
         except OSError:
             where = " before its first step"
         tail = "".join(f"\n    {line}" for line in last_lines(files.log))
@@ -244,6 +245,8 @@ class Watch:
         for group in (*groups, agent.pid):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
+        # ninja gives each compiler a group of its own: of a rank that was killed only the session still tells them.
+        left += [process for process in psutil.process_iter() if _session(process.pid) in {*groups, agent.pid}]
         for process in left:
             with suppress(psutil.Error):
                 process.kill()
@@ -284,6 +287,13 @@ def drop_left_locks(since: float) -> list[Path]:
     for path in left:
         path.unlink(missing_ok=True)
     return left
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:  # it has just ended
+        return None
 
 
 def _open_files(process: psutil.Process) -> list[str]:
