@@ -199,7 +199,7 @@ def check_output_dir(output_dir: str | Path, resume: bool = False) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose another --output_dir")
-    if not any(folder.iterdir()):
+    if _is_empty(folder):
         return
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder}: exists and is not a run folder; choose another --output_dir")
@@ -208,6 +208,11 @@ def check_output_dir(output_dir: str | Path, resume: bool = False) -> None:
         raise UserError(f"{folder}: holds a finished {there.stage} run; remove it, or choose another --output_dir")
     if not resume:
         raise UserError(f"{folder}: holds an unfinished {there.stage} run; go on with --resume true, or remove it")
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in it but what a kill left of the record's very first writing."""
+    return all(path.name == ".run.json.partial" for path in folder.iterdir())
 
 
 def _claim(folder: Path, run: Run, resume: bool) -> bool:
@@ -219,7 +224,7 @@ def _claim(folder: Path, run: Run, resume: bool) -> bool:
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --output_dir") from None
         return True
-    if not any(folder.iterdir()):
+    if _is_empty(folder):
         return True
     there = read_run(folder)
     if there.id != run.id:

@@ -101,8 +101,10 @@ class Heartbeat(TrainerCallback):
         self._write(f"what follows the last step, {state.global_step}")
 
     def _write(self, where: str) -> None:
+        part = self.path.with_suffix(".part")
         with suppress(OSError):  # a full disk is the run's to report
-            self.path.write_text(where, encoding="utf-8")
+            part.write_text(where, encoding="utf-8")
+            part.replace(self.path)  # whoever reads it meanwhile must not find half of it
 
 
 class StopOnSignal(TrainerCallback):

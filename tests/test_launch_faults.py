@@ -136,6 +136,9 @@ def test_a_rank_that_dies_after_the_end_of_the_run_is_no_failure(policy_folder: 
     assert "launch: the run was finished before that, and is whole: nothing to try again" in done.stdout
     assert done.returncode == 0 and "restart 1" not in done.stdout
     assert cases.alive(tmp_path) == []
+    again = cases.launch(["--gpus", "2"], [*verb, "--resume", "true"])  # as a job that SLURM starts once more
+    assert (again.returncode, again.stderr) == (0, "")
+    assert re.fullmatch(r"launch: \S+/run holds a finished run: nothing is left to do\n", again.stdout)
 
 
 def test_a_stopped_rank_is_a_hang_and_leaves_no_orphan(policy_folder: Path, tmp_path: Path) -> None:

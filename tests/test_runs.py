@@ -199,6 +199,14 @@ def test_weights_that_a_full_disk_cut_off_are_not_kept(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_while_its_record_was_first_written_begins_anew(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / ".run.json.partial").write_text('{"id": "sft-')
+    with open_run("sft", tmp_path, {}, {}, resume) as run:
+        run.finish()
+    assert read_run(tmp_path).finished
+
+
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -94,6 +94,9 @@ def run(argv: list[str]) -> int:
     launch = parse(Config, own, None).launch
     settings = read_settings(verb, flags)
     _check_numbers(launch, verb)
+    if is_on(settings, "resume") and record.is_finished(output_dir(settings)):  # as a job that SLURM starts once more
+        print(f"launch: {output_dir(settings)} holds a finished run: nothing is left to do")
+        return 0
     on_cpu = is_on(settings, "use_cpu") or (not launch.slurm and _count_gpus() == 0)
     if launch.slurm:
         ranks = _gpus_of_a_job(launch, verb)

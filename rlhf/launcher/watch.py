@@ -229,8 +229,7 @@ class Watch:
         mark = read_mark(files)
         host = mark.host if mark else socket.gethostname()
         try:
-            # Empty where the rank was about to write it.
-            where = f" during {files.beat.read_text(encoding='utf-8').strip() or 'training'}"
+            where = f" during {files.beat.read_text(encoding='utf-8')}"
         except OSError:
             where = " before its first step"
         tail = "".join(f"\n    {line}" for line in last_lines(files.log))
