@@ -155,10 +155,14 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
         trainer.add_callback(callback)
     if resume:
         folder.rewind(int(last.rsplit("-", 1)[1]) if last else 0)
+        if is_main_process():
+            where = f"goes on from {Path(last).name}" if last else "has no whole checkpoint yet, and begins anew"
+            print(f"{folder.path}: {where}", flush=True)
     trainer.callback_handler.callbacks.insert(0, Throughput(trainer))  # first, so that all loggers see its figures
     trainer.add_callback(RunLog(folder))
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(Progress())
+    _wait_before_rotation(trainer)
     stop = StopOnSignal()
     for callback in (stop, NumRanks(), *([Heartbeat(beat)] if (beat := os.environ.get("RLHF_BEAT")) else [])):
         trainer.add_callback(callback)
@@ -173,6 +177,21 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
         # A pickle of the arguments, which run.json holds readably: a checkpoint here needs no unpickling.
         (folder.path / "training_args.bin").unlink(missing_ok=True)
     return {"train_loss": result.training_loss, "steps": trainer.state.global_step}
+
+
+def _wait_before_rotation(trainer: Any) -> None:
+    """Let rank 0 drop an older checkpoint only when every rank has written its part of the new one.
+
+    Trainer does not wait: a rank killed between the two would leave no whole checkpoint where one is kept. A rank's
+    random state is the last that it writes.
+    """
+    save: Callable[[str], None] = trainer._save_rng_state
+
+    def save_and_wait(output_dir: str) -> None:
+        save(output_dir)
+        trainer.accelerator.wait_for_everyone()
+
+    trainer._save_rng_state = save_and_wait
 
 
 def _tokens_trained(log: Path) -> int:

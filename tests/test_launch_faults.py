@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from rlhf.launcher.files import launch_folder
 from rlhf.launcher.rank import RankFiles, read_mark
@@ -139,6 +140,33 @@ def test_a_rank_that_dies_after_the_end_of_the_run_is_no_failure(policy_folder: 
     again = cases.launch(["--gpus", "2"], [*verb, "--resume", "true"])  # as a job that SLURM starts once more
     assert (again.returncode, again.stderr) == (0, "")
     assert re.fullmatch(r"launch: \S+/run holds a finished run: nothing is left to do\n", again.stdout)
+
+
+def dies_in_its_second_checkpoint(prompts: list[Any], responses: list[str], **_: Any) -> list[float]:
+    """A reward that, once in a job, ends rank 1 before it writes its random state, the last part of a checkpoint."""
+    done = Path(os.environ["RLHF_BEAT"]).parent / "died"
+    save = torch.save
+
+    def save_or_die(what: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(path).parent.name == "checkpoint-2" and Path(path).name == "rng_state_1.pth":
+            done.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(what, path, *args, **kwargs)
+
+    if os.environ["RANK"] == "1" and not done.exists() and save.__name__ != "save_or_die":
+        torch.save = save_or_die
+    return [0.0] * len(responses)
+
+
+def test_where_one_checkpoint_is_kept_it_stays_until_the_next_is_whole(policy_folder: Path, tmp_path: Path) -> None:
+    values = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    verb = cases.ppo(
+        tmp_path, policy_folder, reward=["tests.test_launch_faults:dies_in_its_second_checkpoint"], **values
+    )
+    done = cases.launch(["--gpus", "2", "--max_restarts", "1"], verb)
+    assert done.returncode == 0, done.stderr
+    assert "restart 1 of 1" in done.stdout and "/run: goes on from checkpoint-1" in done.stdout
+    assert [row["step"] for row in cases.rows(tmp_path / "run") if "score" in row] == [1, 2, 3]
 
 
 def test_a_stopped_rank_is_a_hang_and_leaves_no_orphan(policy_folder: Path, tmp_path: Path) -> None:
