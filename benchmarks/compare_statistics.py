@@ -32,7 +32,7 @@ from rlhf.records import Prompt, Response
 RESULTS = Path(__file__).parent / "results" / "compare_statistics.json"
 # A part, the file and the function that it is spent in. What is indented is within what stands above it.
 PARTS = (
-    ("win rates of pairs", "statistics.py", "compare_pair"),
+    ("win rates of pairs", "statistics.py", "compare_all"),
     ("policies", "report.py", "_policy_numbers"),
     ("standing", "standing.py", "build"),
     ("  at equal length and style", "length_control.py", "controlled_rates"),
@@ -42,6 +42,7 @@ PARTS = (
     ("  permutation test", "paired.py", "permutation_test"),
     ("  prompts to decide", "paired.py", "prompts_to_decide"),
     ("agreement", "agreement.py", "build"),
+    ("what replies are like", "quality.py", "build"),
     ("frontier", "frontier.py", "build"),
 )
 
