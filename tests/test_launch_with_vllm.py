@@ -24,7 +24,7 @@ facts = {{"argv": sys.argv[1:], "gpus": os.environ["CUDA_VISIBLE_DEVICES"], "mod
 (place / "server.json").write_text(json.dumps(facts | {{"pid": os.getpid()}}))
 def watch():
     while not (place / "die").exists():
-        time.sleep(0.05)
+        time.sleep(0.05)  # until the test makes the file
     print("out of memory", flush=True)
     os._exit(1)
 threading.Thread(target=watch, daemon=True).start()
