@@ -1,7 +1,9 @@
 """What the watch reads: last lines of logs, checkpoints that were cut off."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,52 @@ def test_the_first_rank_that_failed_is_named_and_memory_is_not_tried_again(tmp_p
         f"rank 1 on here ended with exit code 1 during step 7; its last lines, of {log}:\n"
         "    Traceback\n    torch.OutOfMemoryError: CUDA out of memory. Tried to ..."
     )
+
+
+_LOST = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+for rank, code in json.loads(sys.argv[2]).items():
+    (folder / "ranks" / f"rank-{rank}.said").write_text(str(code))
+(folder / "ranks" / "ended-0.json").write_text(sys.argv[3])
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "failures", "rank", "code", "may_help"),
+    [
+        # Rank 1 lost its connection to rank 0, which had a user's error, and was gone first.
+        ({0: 2}, [(1, 1, 5)], 0, 2, False),
+        ({0: 2}, [(1, -6, 4), (0, 2, 5)], 0, 2, False),
+        # A rank that was aborted at the very end of what it had chosen.
+        ({0: 75, 1: 75}, [(1, -6, 4)], None, 75, False),
+        # A kill comes on its own, whatever the others made of it.
+        ({0: 2}, [(0, 2, 4), (1, -9, 5)], 1, 137, True),
+        ({0: 1}, [(0, 1, 4), (1, 1, 5)], 0, 1, True),
+        ({}, [(0, 1, 5), (1, 1, 4)], 1, 1, True),
+    ],
+)
+def test_what_a_rank_said_before_its_end_goes_before_who_was_gone_first(
+    said: dict[int, int], failures: list[tuple[int, int, int]], rank: int | None, code: int, may_help: bool,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    for part in ("logs", "ranks"):
+        (tmp_path / part).mkdir()
+    ended = [{"rank": one, "exit_code": status, "time": when} for one, status, when in failures]
+    script = [sys.executable, "-c", _LOST, str(tmp_path), json.dumps(said), json.dumps(ended)]
+    end = Watch(tmp_path, range(2), {}).run(script)
+    assert (end.code, end.may_help) == (code, may_help)
+    assert end.message.startswith("" if rank is None else f"rank {rank} on ")
+
+
+def test_a_rank_notes_the_exit_code_that_it_chose(tmp_path: Path) -> None:
+    (tmp_path / "ranks").mkdir()
+    command = [sys.executable, "-m", "rlhf.launcher.verb", str(tmp_path), "sft", "--no_such_key", "1"]
+    done = subprocess.run(command, env={**os.environ, "RANK": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert (tmp_path / "ranks" / "rank-1.said").read_text() == "2"
+    assert [path.name for path in (tmp_path / "ranks").iterdir()] == ["rank-1.said"]
 
 
 def test_a_starter_that_cannot_start_is_told_with_its_own_lines(tmp_path: Path) -> None:

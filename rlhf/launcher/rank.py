@@ -44,6 +44,11 @@ class RankFiles:
         return self.folder / "ranks" / f"rank-{self.rank}.beat"
 
     @property
+    def said(self) -> Path:
+        """The exit code that it chose, written before anything of it was torn down."""
+        return self.folder / "ranks" / f"rank-{self.rank}.said"
+
+    @property
     def memory(self) -> Path:
         """What it was doing when its memory ran out, as JSON (`rlhf.launcher.cause`)."""
         return self.folder / "ranks" / f"rank-{self.rank}.memory.json"
@@ -57,6 +62,7 @@ class RankFiles:
         """Remove what an earlier attempt left, but for the log."""
         self.mark.unlink(missing_ok=True)
         self.beat.unlink(missing_ok=True)
+        self.said.unlink(missing_ok=True)
         self.memory.unlink(missing_ok=True)
 
 

@@ -1,4 +1,6 @@
-"""A rank's verb, as `python -m rlhf` runs it, but for one thing: where memory runs out it is one line that says where.
+"""A rank's verb, as `python -m rlhf` runs it, but for two things, both for the launcher.
+
+Where memory runs out it is one line that says where, and an exit code that was chosen is noted before the end.
 
 python -m rlhf.launcher.verb FOLDER VERB ...
 """
@@ -10,8 +12,10 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
+from rlhf.errors import UserError
 from rlhf.launcher.cause import cause_of, write_cause
 from rlhf.launcher.rank import RankFiles
+from rlhf.records import write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -26,6 +30,10 @@ def main(argv: list[str]) -> None:
             step = files.beat.read_text(encoding="utf-8").strip()
         cause = cause_of(error, argv[1], step)
         if cause is None:
+            if isinstance(error, SystemExit) and isinstance(error.code, int):
+                # From here on its connections close, and a rank that notices may be gone before this one is.
+                with suppress(OSError, UserError):
+                    write_whole(files.said, [str(error.code)])
             raise
         with suppress(OSError):
             write_cause(files.memory, cause)

@@ -21,10 +21,12 @@ from rlhf.launcher.rank import RankFiles, read_mark
 
 STOPPED = 75  # EX_TEMPFAIL, as `rlhf.training`: a checkpoint was asked for and is written
 HUNG = 124  # as timeout(1)
+USER_ERROR = 2  # as `rlhf.cli`: the user has to mend something
 _POLL = 0.2  # seconds
 _AGAIN = 2.0  # seconds between signals to ranks that do not listen yet
 _GRACE = 10.0  # seconds in which a node whose ranks die with others' may find out why its own did
 _LINES = 15
+# No consequence of another rank's end; NCCL aborts ranks that lost another with SIGABRT.
 _OWN_SIGNALS = [-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL]
 
 
@@ -202,15 +204,27 @@ class Watch:
                 f"torchrun on {socket.gethostname()} ended with {_how(code)}; its last lines, of {log}:{tail}",
                 may_help=code < 0,
             )
-        # The others fail because their connection broke, or NCCL aborts them: these signals come on their own.
-        first = min(failures, key=lambda one: (one["exit_code"] not in _OWN_SIGNALS, one["time"]))
-        rank, code = first["rank"], first["exit_code"]
+        rank, code = self._first(failures)
         if code == STOPPED:
             return End(STOPPED, "")
         shell_code = code if code > 0 else 128 - code
         message = self._message(rank, f"ended with {_how(code)}")
         memory = is_out_of_memory(last_lines(RankFiles(self.folder, rank).log))
-        return End(shell_code, message, may_help=code != 2 and not memory, out_of_memory=memory)
+        return End(shell_code, message, may_help=code != USER_ERROR and not memory, out_of_memory=memory)
+
+    def _first(self, failures: list[dict[str, Any]]) -> tuple[int, int]:
+        """The rank that failed of itself, and its exit code: others fail because their connection to it broke.
+
+        That may end them before it: then torchrun names them and not it, so what the ranks said goes before that.
+        """
+        said = {rank: code for rank in self.ranks if (code := _said(RankFiles(self.folder, rank))) is not None}
+        failures = [{**one, "exit_code": said.get(one["rank"], one["exit_code"])} for one in failures]
+        killed = [one for one in failures if one["exit_code"] in _OWN_SIGNALS]
+        mistaken = [rank for rank in said if said[rank] == USER_ERROR]
+        if mistaken and not killed:
+            return min(mistaken, key=lambda rank: _time(RankFiles(self.folder, rank).said)), USER_ERROR
+        first = min(killed or failures, key=lambda one: one["time"])
+        return first["rank"], first["exit_code"]
 
     def _failed_long_ago_elsewhere(self) -> bool:
         """Whether another node has failed, and this one has had the time to say that it was its own doing."""
@@ -286,6 +300,13 @@ def drop_left_locks(since: float) -> list[Path]:
     for path in left:
         path.unlink(missing_ok=True)
     return left
+
+
+def _said(files: RankFiles) -> int | None:
+    try:
+        return int(files.said.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _session(pid: int) -> int | None:
