@@ -13,7 +13,7 @@ demo: .venv/.installed
 	@$(BIN)/rlhf demo
 
 test: lint types
-	@$(BIN)/pytest -n 2 --dist loadfile
+	@$(BIN)/pytest -n 3 --dist loadfile
 
 # Everything that takes under ten seconds a test.
 quick: .venv/.dev

@@ -57,6 +57,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2
 ReturnToService=2
 KillWait=20
+OverTimeLimit=1
 GresTypes=gpu
 NodeName=node[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{nodes[0]},{nodes[1]}] CPUs=8 Gres=gpu:8
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
