@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+
+# In the environment that alpaca_eval_parity.py makes, and in no other.
 from alpaca_eval import metrics  # type: ignore[import-not-found]
 
 MINIMAL, WITH_DIFFICULTY = "length_controlled_minimal", "length_controlled_noreg"

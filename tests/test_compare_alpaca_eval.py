@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT.parent / "shared" / "data"
 SAID: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "alpaca_eval.json").read_text())["studies"]
 REAL = [name for name in SAID if not name.startswith("made")]
 
@@ -51,9 +50,8 @@ def test_on_made_verdicts(parity: Any) -> None:
         assert row["ours_controlled"] == pytest.approx(row["alpaca_eval_controlled"], abs=1e-3)  # with its penalty
 
 
-@pytest.mark.skipif(not (DATA / "qa-feedback").is_dir(), reason=f"no {DATA / 'qa-feedback'}")
-def test_on_peoples_verdicts(parity: Any) -> None:
-    studies = dict([*parity.qa_feedback(DATA), parity.hh(DATA)])
+def test_on_peoples_verdicts(parity: Any, shared: Path) -> None:
+    studies = dict([*parity.qa_feedback(shared / "data"), parity.hh(shared / "data")])
     assert list(studies) == REAL
     for name, study in studies.items():
         _is_alpaca_evals(parity.beside(study, _theirs(name)))
