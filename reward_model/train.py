@@ -1,21 +1,25 @@
-"""reward: learn a score from preferences. TRL's RewardTrainer, judged beside honest baselines."""
+"""reward: learn a score from preferences. TRL's RewardTrainer or DPOTrainer, judged beside honest baselines."""
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
+from trl import DPOConfig, ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
+from rlhf import dpo
 from rlhf.agreement import human_ceiling
 from rlhf.config import as_dict
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.data.split import check_splits
+from rlhf.errors import UserError
+from rlhf.implicit import KIND as IMPLICIT
 from rlhf.intervals import mean_interval
-from rlhf.models import check_context, load_classifier, load_tokenizer
+from rlhf.models import check_context, load_classifier, load_tokenizer, stop_ids
 from rlhf.records import Preference, Run, Tie, read_jsonl
 from rlhf.runs import is_main_process, open_run
 from rlhf.scoring import load_reward_model
-from rlhf.training import encode_rows, model_path, set_up, train
+from rlhf.training import encode_rows, load_for_training, model_path, set_up, train
 
 
 @dataclass
@@ -30,10 +34,27 @@ class RewardData:
     eval_ties: str | None = field(
         default=None, metadata={"help": "JSONL file of ties on held-out prompts; they count in the human ceiling."}
     )
+    reward_kind: str = field(
+        default="score",
+        metadata={
+            "help": "score: a head at the reply's last token. implicit: DPO's, beta (log pi - log ref) of the reply, "
+            "0 for all before training, so that nothing needs centering; twice the memory."
+        },
+    )
+    beta: float = field(default=0.5, metadata={"help": "implicit: reward a nat."})
     use_margin: bool = field(
         default=False, metadata={"help": "Ask for a score difference of at least the margin of each pair."}
     )
     resume: bool = field(default=False, metadata={"help": "Go on with an unfinished run from its last checkpoint."})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A trainer that is made once the run folder is open, how many pairs it has, and what was cut off them."""
+
+    trainer: Callable[[], Any]
+    num_pairs: int
+    cut: CutReport
 
 
 class Config(NamedTuple):
@@ -45,14 +66,14 @@ class Config(NamedTuple):
 
 
 def run(config: Config) -> Run:
-    """Train a reward model; the run folder is a plain Hugging Face sequence classifier.
+    """Train a reward model; the run folder is a plain Hugging Face sequence classifier, or language model (implicit).
 
     Raises UserError for missing or broken data and models, before anything is written.
     """
     data, model_config, training = config
     set_up(training)
     path = model_path(model_config)
-    model_config.lora_task_type = "SEQ_CLS"  # with a head, whatever the flags say
+    make = _maker(data)
     preferences = read_jsonl(data.preferences, Preference)
     held_out = read_jsonl(data.eval_preferences, Preference) if data.eval_preferences else []
     ties = read_jsonl(data.eval_ties, Tie) if data.eval_ties else []
@@ -60,24 +81,70 @@ def run(config: Config) -> Run:
         check_splits([data.preferences, data.eval_preferences])
 
     tokenizer = load_tokenizer(path, training.chat_template_path, training.trust_remote_code)
-    model = load_classifier(path, tokenizer, model_config.dtype, training.trust_remote_code)
-    check_context(training.max_length, model, "max_length", path)
-    train_set, cut = tokenize(preferences, Encoder(tokenizer), training.max_length, data)
+    prepared = make(config, path, tokenizer, preferences)
 
     inputs = {"model": path, "preferences": data.preferences, "eval_preferences": data.eval_preferences}
     with open_run("reward", str(training.output_dir), as_dict(config), inputs, data.resume) as folder:
         training.chat_template_path = None  # set in the tokenizer already
-        trainer = RewardTrainer(
+        metrics: dict[str, Any] = dict(train(prepared.trainer(), folder, data.resume))
+        if held_out and is_main_process():
+            metrics |= evaluate(str(folder.path), held_out, ties, training)
+        return folder.finish(**metrics, num_preferences=prepared.num_pairs, cut=prepared.cut.metrics())
+
+
+def _maker(data: RewardData) -> Callable[[Config, str, Any, list[Preference]], Prepared]:
+    if data.reward_kind not in ("score", IMPLICIT):
+        raise UserError(f"reward_kind: `{data.reward_kind}` is neither score nor {IMPLICIT}")
+    if data.reward_kind == "score":
+        return _score
+    if data.use_margin:
+        raise UserError(f"use_margin: is for scores of a head; leave it out, or the --reward_kind {IMPLICIT}")
+    if data.beta <= 0:
+        raise UserError(f"beta: {data.beta} is not above 0")
+    return _implicit
+
+
+def _score(config: Config, path: str, tokenizer: Any, preferences: list[Preference]) -> Prepared:
+    """TRL's RewardTrainer: one number at the reply's last token."""
+    data, model_config, training = config
+    model_config.lora_task_type = "SEQ_CLS"  # with a head, whatever the flags say
+    model = load_classifier(path, tokenizer, model_config.dtype, training.trust_remote_code)
+    check_context(training.max_length, model, "max_length", path)
+    pairs, cut = tokenize(preferences, Encoder(tokenizer), training.max_length, data)
+
+    def trainer() -> RewardTrainer:
+        return RewardTrainer(
             model=model,
             args=training,
-            train_dataset=train_set,
+            train_dataset=pairs,
             processing_class=tokenizer,
             peft_config=get_peft_config(model_config),
         )
-        metrics: dict[str, Any] = dict(train(trainer, folder, data.resume))
-        if held_out and is_main_process():
-            metrics |= evaluate(str(folder.path), held_out, ties, training)
-        return folder.finish(**metrics, num_preferences=len(train_set), cut=cut.metrics())
+
+    return Prepared(trainer, len(pairs), cut)
+
+
+def _implicit(config: Config, path: str, tokenizer: Any, preferences: list[Preference]) -> Prepared:
+    """TRL's DPOTrainer: a policy whose likelihoods, beside its start's, are the reward."""
+    data, model_config, training = config
+    model_config.lora_task_type = "CAUSAL_LM"
+    model = load_for_training(model_config, training)
+    check_context(training.max_length, model, "max_length", path)
+    pairs, cut = dpo.tokenize(preferences, Encoder(tokenizer, stop_ids(model)), training.max_length, data.preferences)
+    reference = None if model_config.use_peft else load_for_training(model_config, training)
+    shared = {one.name for one in fields(DPOConfig)} & {one.name for one in fields(RewardConfig) if one.init}
+
+    def trainer() -> dpo.TokenDPOTrainer:
+        return dpo.TokenDPOTrainer(
+            model=model,
+            ref_model=reference,
+            args=DPOConfig(beta=data.beta, **{name: getattr(training, name) for name in shared}),
+            train_dataset=pairs,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_config),
+        )
+
+    return Prepared(trainer, len(pairs), cut)
 
 
 def tokenize(

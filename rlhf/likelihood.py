@@ -1,12 +1,16 @@
 """How likely texts are under a policy, and how far it has moved from its reference on the replies that it writes."""
 
 import contextlib
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
+from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
 from rlhf.generate import Reply
 from rlhf.models import Policy, scoring_batch
+from rlhf.records import Messages
+
+_MOST_TOKENS = 16_384  # in a batch, padding included: their logits over a large vocabulary are gigabytes
 
 
 def reply_kl(
@@ -78,6 +82,73 @@ def text_logp(policy: Policy, texts: list[str], batch_size: int = 32) -> list[fl
             for row, total in zip(places, table.sum(-1).tolist(), strict=True):
                 totals[row] = total
     return totals
+
+
+def encode_replies(
+    policy: Policy, prompts: Sequence[Messages], responses: Sequence[str], max_length: int, cut: CutReport
+) -> list[tuple[list[int], list[int]]]:
+    """Of each response its ids behind its prompt's, and a mask of as many, 1 on the reply and its end of turn.
+
+    Longer prompts lose their start, counted in `cut`. Raises UserError where `max_length` has no room for any prompt.
+    """
+    encoded = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        both = policy.encoder.encode_reply(prompt, [response], max_length, cut)
+        if both is None:
+            raise UserError(f"{policy.path}: max_length {max_length} is too short for any prompt; raise it")
+        ids, (reply,) = both
+        encoded.append((ids + reply, [0] * len(ids) + [1] * len(reply)))
+    return encoded
+
+
+def sequence_nlls(
+    policy: Policy,
+    encoded: Sequence[tuple[list[int], list[int]]],
+    batch_size: int,
+    done: Callable[[int], Any] = lambda _: None,
+) -> list[float]:
+    """The negative log-likelihood in nats of each sequence's counted tokens, given all before them.
+
+    Args:
+        policy: the model.
+        encoded: token ids and a mask of as many, 1 on what counts; a first token has nothing before it, and is
+            never counted.
+        batch_size: sequences at a time, at most; long ones go fewer at a time.
+        done: called with how many were done, after each batch.
+    """
+    import torch
+
+    found = [0.0] * len(encoded)
+    with torch.no_grad(), _evaluating(policy.model):
+        for rows in _batches([len(ids) for ids, _ in encoded], scoring_batch(batch_size, policy.model)):
+            nlls = _batch_nlls(policy.model, [encoded[row] for row in rows])
+            for row, nll in zip(rows, nlls, strict=True):
+                found[row] = nll
+            done(len(rows))
+    return found
+
+
+def _batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of like size, the longest first, so that what does not fit in memory shows at once."""
+    order = sorted((at for at, size in enumerate(sizes) if size > 1), key=lambda at: (-sizes[at], at))
+    while order:
+        step = max(1, min(batch_size, _MOST_TOKENS // sizes[order[0]]))
+        yield order[:step]
+        order = order[step:]
+
+
+def _batch_nlls(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    import torch
+
+    width = max(len(ids) for ids, _ in batch)
+    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
+    attention = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
+    keep = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in batch])[:, 1:].bool()
+    input_ids, attention, keep = (one.to(model.device) for one in (input_ids, attention, keep))
+    logits = _logits(model, input_ids, attention, keep)
+    table = torch.zeros(keep.shape, dtype=torch.float64, device=keep.device)
+    table[keep] = torch.nn.functional.cross_entropy(logits, input_ids[:, 1:][keep], reduction="none").double()
+    return table.sum(-1).tolist()
 
 
 def _text_ids(policy: Policy, text: str) -> list[int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.errors import UserError
+from rlhf.implicit import ImplicitReward, is_implicit, load_implicit_reward
 from rlhf.models import check_model_folder, context_length, load_classifier, load_tokenizer, scoring_batch
 from rlhf.records import Messages
 
@@ -62,14 +63,22 @@ class RewardModel:
 
 def load_reward_model(
     path: str, max_length: int | None = None, batch_size: int = 32, trust_remote_code: bool = False
-) -> RewardModel:
-    """The reward model of a run folder, on the GPU where there is one.
+) -> RewardModel | ImplicitReward:
+    """The reward model of a run folder, of either kind, on the GPU where there is one.
 
     Raises UserError where the folder holds none.
     """
+    check_model_folder(path)
+    load = load_implicit_reward if is_implicit(path) else load_score_model
+    return load(path, max_length, batch_size, trust_remote_code)
+
+
+def load_score_model(
+    path: str, max_length: int | None = None, batch_size: int = 32, trust_remote_code: bool = False
+) -> RewardModel:
+    """The sequence classifier of a folder or Hub id, as `load_reward_model`."""
     import torch
 
-    check_model_folder(path)
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
     model = load_classifier(path, tokenizer, trust_remote_code=trust_remote_code)
     if torch.cuda.is_available():

@@ -19,7 +19,9 @@ ROWS = [
         "rlhf.data.prepare", "rlhf.pretrain", "rlhf.sft", "rlhf.sample", "rlhf.dpo", "rlhf.ppo", "rlhf.compare",
         "rlhf.serve", "rlhf.chat", "reward_model", "labeling_app",
     ],
-    ["rlhf.likelihood", "rlhf.scoring", "rlhf.training", "rlhf.streaming"],
+    ["rlhf.scoring"],
+    ["rlhf.implicit"],
+    ["rlhf.likelihood", "rlhf.training", "rlhf.streaming"],
     ["rlhf.generate"],
     ["rlhf.models", "rlhf.resume"],
     ["rlhf.lineage"],
@@ -29,7 +31,10 @@ ROWS = [
     ["rlhf.errors", "rlhf.hardware", "rlhf.usage", "rlhf.throughput"],
 ]  # fmt: skip
 # A room that reaches into another one on purpose, and why.
-ALLOWED = {("rlhf.demo", "rlhf.sample")}  # groups responses into tasks as `sample` does
+ALLOWED = {
+    ("rlhf.demo", "rlhf.sample"),  # groups responses into tasks as `sample` does
+    ("reward_model", "rlhf.dpo"),  # an implicit reward is learned as a DPO policy is
+}
 
 
 def _modules() -> dict[str, Path]:

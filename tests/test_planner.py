@@ -118,12 +118,13 @@ def test_zero_shares_what_it_says(
     assert sums["policy", "optimizer"] == round(TRUNK * optimizer)
 
 
-@pytest.mark.parametrize("verb", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("verb", ["sft", "reward", "reward implicit", "dpo", "ppo"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_dry_run_is_the_real_run(shape: Path, verb: str, checkpointing: bool) -> None:
     """The same passes on tensors with data: the bytes alive at the worst moment are the same."""
     options = PlanOptions(gpus=0)
-    stage = _stage(verb, shape, options)
+    verb, _, kind = verb.partition(" ")
+    stage = _stage(verb, shape, options, **({"reward_kind": kind} if kind else {}))
     setting = Setting(checkpointing=checkpointing, micro_batch=4 if verb != "ppo" else 128)
     dry = stage.update(setting)
     real = _real_passes(stage, setting)
@@ -185,6 +186,24 @@ def test_what_ppo_holds_follows_its_config(shape: Path, tmp_path: Path) -> None:
     small = TRUNK - (LAYERS - 1) * LAYER + HIDDEN
     assert with_model["reward model"] == (small, 0, "frozen")
     assert with_model["value model"] == (small, small, "trained")  # starts from the first reward model
+
+
+def test_an_implicit_reward_is_two_language_models(shape: Path, tmp_path: Path) -> None:
+    options = PlanOptions(gpus=1)
+    models = _stage("reward", shape, options, reward_kind="implicit").held
+    assert [(model.name, model.count.total, model.count.trained) for model in models] == [
+        ("reward model", TRUNK, TRUNK),
+        ("reference", TRUNK, 0),
+    ]
+    run = {"id": "r", "stage": "reward", "parents": [], "config": {"reward_kind": "implicit"}, "data_sha256": {}}
+    (_shape(tmp_path) / "run.json").write_text(json.dumps(run | {"git_sha": None, "versions": {}}))
+    stage = _stage("ppo", shape, options, reward=[str(tmp_path)])
+    held = {model.name: (model.count.total, model.count.trained) for model in stage.held}
+    assert held["reward model"] == held["reward model's start"] == (TRUNK, 0)
+    assert held["value model"] == (TRUNK + HIDDEN, TRUNK + HIDDEN)  # starts from the policy: these have no head
+    phase = next(phase for phase in stage.phases(stage.start()) if phase.name == "reward model")
+    # Four rows of 32 tokens, of which 8 are the reply's: whole logits, the reply's, and their log-softmax.
+    assert phase.peak.logits == 4 * (32 + 8 + 8) * VOCABULARY * 4
 
 
 def test_dropout_costs_where_the_trainer_leaves_it_on(shape: Path) -> None:

@@ -192,7 +192,7 @@ class _Ledger:
 
     def _each(self, model: Held) -> float:
         """Bytes of a weight."""
-        follows = model.how == "trained" or (model.how == "shardable" and self.stage.verb == "dpo")
+        follows = model.how == "trained" or (model.how == "shardable" and self.stage.has_reference)
         if follows and self.setting.deepspeed and self.stage.mixed:
             return 2.0
         return model.bytes_each

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.decoding import draw, logits_of, rollout_cache, trunk
+from rlhf.implicit import is_implicit
 from rlhf.planner.dry_run import Peak, dry_forward, placed, shapes_only, without_data
 from rlhf.planner.options import Setting
 from rlhf.planner.shapes import causal_model, classifier_model, count, read_config, with_layers
@@ -40,7 +41,10 @@ def others(stage: "Stage", each: float) -> "list[Held]":
         how = "host" if kind == "offload" else "shardable"
         held.append(Held("reference", count(model).frozen(), 4.0 if given else each, how))
     for path in reward_paths(stage):
-        if not _on_backbone(stage, path):
+        if is_implicit(path):
+            both = count(causal_model(read_config(path), torch.float32, None)).frozen()
+            held += [Held(name, both, 4.0, "frozen") for name in ("reward model", "reward model's start")]
+        elif not _on_backbone(stage, path):
             model = classifier_model(read_config(path), torch.float32, None)
             held.append(Held("reward model", count(model).frozen(), 4.0, "frozen"))
     if args.ema_decay is not None:
@@ -124,6 +128,8 @@ def _value_path(stage: "Stage") -> str | None:
     if stage.data.value_model:
         return stage.data.value_model
     for path in reward_paths(stage):
+        if is_implicit(path):
+            return None  # it has no head
         theirs = read_config(path).get_text_config()
         return path if theirs.vocab_size >= stage.text.vocab_size else None
     return None
@@ -165,16 +171,24 @@ def _score(stage: "Stage", path: str) -> Peak:
     args = stage.training
     rows = min(args.per_device_eval_batch_size, args.per_device_train_batch_size)
     rows = rows if stage.on_gpu else min(rows, _ON_CPU)
-    config = read_config(path)
+    config, implicit = read_config(path), is_implicit(path)
+    reply = min(args.max_new_tokens, stage.length - 1)
+    at = torch.arange(stage.length - 1 - reply, stage.length - 1).repeat(rows)
+    kept = torch.arange(rows).repeat_interleave(reply, output_size=rows * reply), at
 
     def run(config: Any) -> Peak:
         with shapes_only():
-            model = classifier_model(config, torch.float32, None).eval()
+            model = (causal_model if implicit else classifier_model)(config, torch.float32, None).eval()
         with without_data():
             placed(model)
             ids = torch.zeros(rows, stage.length, dtype=torch.long)
             mask = torch.ones(rows, 1, stage.length, stage.length, dtype=torch.bool)
-            return dry_forward(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False), model, set())
+
+            def score() -> Tensor:
+                logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                return logits[:, :-1][kept].float().log_softmax(-1) if implicit else logits
+
+            return dry_forward(score, model, stage.widths() if implicit else set())
 
     return stage.over_layers(run, config)
 

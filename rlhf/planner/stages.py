@@ -103,6 +103,16 @@ class Stage:
         return bool(self.model_config is not None and self.model_config.use_peft)
 
     @property
+    def has_head(self) -> bool:
+        """Whether it trains a sequence classifier."""
+        return self.verb == "reward" and self.data.reward_kind == "score"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether pairs go through the start beside what is trained, as in DPO."""
+        return self.verb == "dpo" or (self.verb == "reward" and not self.has_head)
+
+    @property
     def quantized(self) -> float | None:
         """Bytes of a quantized weight, None where there are none."""
         if self.model_config is None:
@@ -172,7 +182,7 @@ class Stage:
             held = [
                 Held("reward model" if self.verb == "reward" else "policy", count(model, bool(self.quantized)), each)
             ]
-            if self.verb == "dpo" and not self.lora:
+            if self.has_reference and not self.lora:
                 held.append(Held("reference", count(model).frozen(), each, "shardable"))
             if self.verb == "ppo":
                 from rlhf.planner.ppo_stage import others
@@ -181,7 +191,7 @@ class Stage:
         return held
 
     def policy(self, config: Any, dtype: Any) -> Any:
-        make = classifier_model if self.verb == "reward" else causal_model
+        make = classifier_model if self.has_head else causal_model
         model = make(config, dtype, self.attention)
         if self.lora:
             model = with_lora(model, self.model_config)
@@ -249,12 +259,12 @@ class Stage:
 
     def _trl(self, config: Any, setting: Setting) -> tuple[nn.Module, Callable[[], Tensor]]:
         dtype, rows = self.trained_dtype(setting), self.rows(setting)
-        make = classifier_model if self.verb == "reward" else causal_model
+        make = classifier_model if self.has_head else causal_model
         model = make(config, dtype, self.attention)
         both = nn.ModuleDict()
-        if self.verb != "reward":
+        if not self.has_head:
             trl_utils.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-        if self.verb == "dpo" and not self.lora:
+        if self.has_reference and not self.lora:
             reference = causal_model(config, dtype, self.attention).requires_grad_(False)
             trl_utils.add_fused_lm_head(reference)
             both["reference"] = reference
@@ -272,11 +282,11 @@ class Stage:
             if not (self.attention and "flash" in self.attention):
                 inputs["attention_mask"] = torch.ones(rows, 1, self.length, self.length, dtype=torch.bool)
             with self.precision(setting):
-                if self.verb == "reward":
+                if self.has_head:
                     return model(**inputs).logits.float().sum()
                 inputs |= {"labels": inputs["input_ids"], "fused_lm_head": True}
                 out = model(**inputs)
-                if self.verb == "dpo":
+                if self.has_reference:
                     with torch.no_grad(), model.disable_adapter() if self.lora else contextlib.nullcontext():
                         (model if self.lora else both["reference"])(**inputs)
                 return out.log_probs.sum()

@@ -5,6 +5,7 @@ from typing import Any
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from rlhf.errors import UserError
+from rlhf.implicit import is_implicit
 from rlhf.models import context_length, load_causal, load_classifier, load_tokenizer
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, Reference, causal, disable_dropout, score_head, whole
@@ -88,6 +89,7 @@ def _value_model(policy: Any, tokenizer: Any, reward_funcs: list[Any], given: An
     path = given if isinstance(given, str) else None
     if given is None:
         path = next((f for f in reward_funcs if isinstance(f, str) and not f.startswith("http")), None)
+        path = None if path is not None and is_implicit(path) else path  # it has no head
     if path is not None:
         theirs = load_tokenizer(path)
         if theirs.get_vocab() | tokenizer.get_vocab() != theirs.get_vocab():

@@ -18,11 +18,12 @@ import httpx
 import torch
 
 from rlhf.errors import UserError
+from rlhf.implicit import ImplicitReward, is_implicit, load_implicit_reward
 from rlhf.models import check_model_folder, context_length, give_own_pad, load_tokenizer
 from rlhf.ppo.backbone import on_backbone
 from rlhf.ppo.endpoint import HTTPReward
 from rlhf.records import RewardFunction
-from rlhf.scoring import RewardModel, load_reward_model
+from rlhf.scoring import RewardModel, load_score_model
 
 _URL = ("http://", "https://")
 _TEMPLATE = "give it one: set `tokenizer.chat_template` and save the tokenizer beside the model"
@@ -105,8 +106,10 @@ def _name(item: Any) -> str:
 
 def _checkpoint(
     path: str, max_length: int | None, batch_size: int, trust_remote_code: bool, policy: Any
-) -> RewardModel:
+) -> RewardModel | ImplicitReward:
     check_model_folder(path)
+    if is_implicit(path):
+        return load_implicit_reward(path, max_length, batch_size, trust_remote_code)
     if not load_tokenizer(path, trust_remote_code=trust_remote_code).chat_template:
         raise UserError(f"{path}: the reward model's tokenizer has no chat template; {_TEMPLATE}")
     headless = UserError(f"{path}: is a language model without a score; give the folder of a `rlhf reward` run")
@@ -116,7 +119,7 @@ def _checkpoint(
         raise headless
     if is_adapter and (shared := on_backbone(policy, path, max_length, batch_size)) is not None:
         return shared
-    reward = load_reward_model(path, max_length, batch_size, trust_remote_code)
+    reward = load_score_model(path, max_length, batch_size, trust_remote_code)
     # A language model loads too, with a new head, and would pay the policy for nothing at all.
     kinds = () if is_adapter else reward.model.config.architectures or ()
     if any("CausalLM" in kind or "LMHead" in kind for kind in kinds):

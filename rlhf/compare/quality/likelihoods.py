@@ -1,7 +1,7 @@
 """How likely texts are under a model: replies under a judge of fluency, held-out demonstrations under each policy."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.errors import UserError
-from rlhf.models import Policy, as_policy, load_causal, load_policy, load_tokenizer, scoring_batch
+from rlhf.likelihood import sequence_nlls
+from rlhf.models import Policy, as_policy, load_causal, load_policy, load_tokenizer
 from rlhf.records import Demonstration, Messages, Response, make_id, read_jsonl
 
-_MOST_TOKENS = 16_384  # in a batch, padding included: their logits over a large vocabulary are gigabytes
 # A base model has no turns: what was said stands in paragraphs of their own.
 _PARAGRAPHS = (
     "{{ bos_token if bos_token is defined and bos_token else '' }}"
@@ -164,58 +164,3 @@ def _measured(
         Likelihood(one, nll, sum(mask[1:]), hashlib.sha256(str((text, mask)).encode()).hexdigest()[:12])
         for one, nll, (text, mask) in zip(ids, nlls, encoded, strict=True)
     ]
-
-
-def sequence_nlls(
-    policy: Policy,
-    encoded: Sequence[tuple[list[int], list[int]]],
-    batch_size: int,
-    done: Callable[[int], Any] = lambda _: None,
-) -> list[float]:
-    """The negative log-likelihood in nats of each sequence's counted tokens, given all before them.
-
-    Args:
-        policy: the model.
-        encoded: token ids and a mask of as many, 1 on what counts; a first token has nothing before it, and is
-            never counted.
-        batch_size: sequences at a time, at most; long ones go fewer at a time.
-        done: called with how many were done, after each batch.
-    """
-    import torch
-
-    found = [0.0] * len(encoded)
-    was = policy.model.training
-    policy.model.eval()
-    try:
-        with torch.no_grad():
-            for rows in _batches([len(ids) for ids, _ in encoded], scoring_batch(batch_size, policy.model)):
-                nlls = _batch_nlls(policy.model, [encoded[row] for row in rows])
-                for row, nll in zip(rows, nlls, strict=True):
-                    found[row] = nll
-                done(len(rows))
-    finally:
-        policy.model.train(was)
-    return found
-
-
-def _batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Places of like size, the longest first, so that what does not fit in memory shows at once."""
-    order = sorted((at for at, size in enumerate(sizes) if size > 1), key=lambda at: (-sizes[at], at))
-    while order:
-        step = max(1, min(batch_size, _MOST_TOKENS // sizes[order[0]]))
-        yield order[:step]
-        order = order[step:]
-
-
-def _batch_nlls(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-    import torch
-
-    width = max(len(ids) for ids, _ in batch)
-    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
-    attention = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
-    keep = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in batch])[:, 1:].bool()
-    input_ids, attention, keep = (one.to(model.device) for one in (input_ids, attention, keep))
-    logits = model(input_ids=input_ids, attention_mask=attention, use_cache=False).logits[:, :-1][keep].float()
-    table = torch.zeros(keep.shape, dtype=torch.float64, device=keep.device)
-    table[keep] = torch.nn.functional.cross_entropy(logits, input_ids[:, 1:][keep], reduction="none").double()
-    return table.sum(-1).tolist()
