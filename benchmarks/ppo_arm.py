@@ -32,7 +32,7 @@ class Job:
     rounds: int
     threads: int
     out: str
-    settings: dict[str, Any] = field(default_factory=dict)  # of ours alone
+    settings: dict[str, Any] = field(default_factory=dict)  # of the trainer
     peer: str = ""
 
     def write(self, path: Path) -> Path:

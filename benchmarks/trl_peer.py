@@ -65,7 +65,7 @@ def speed(inputs: Inputs, meter: Meter, job: Job, folder: str) -> None:
         return found, logits
 
     module.batch_generation = counted
-    trainer = trainer_of(module, inputs, job.rounds, folder)
+    trainer = trainer_of(module, inputs, job.rounds, folder, **job.settings)
     trainer.add_callback(meter)
     trainer.train()
 

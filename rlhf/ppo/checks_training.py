@@ -104,6 +104,8 @@ def clip(values: list[float], rows: list[Row], config: Row) -> Judgement:
 def value(values: list[float], rows: list[Row], config: Row) -> Judgement:
     """The value model foresees the returns."""
     explained, mend = ends(values)[1], "Raise value_learning_rate or value_warmup_steps."
+    if config.get("lam", 1.0) < 1:
+        mend = "Raise value_learning_rate or value_warmup_steps, or set lam: 1.0, which rests on the value model least."
     if explained < EXPLAINED_BAD:
         return "bad", f"{explained:.2f}", "The value model is worse than a constant: it adds noise.", mend
     if explained < EXPLAINED_WATCH:
