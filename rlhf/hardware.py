@@ -1,10 +1,12 @@
-"""What this machine's processor can do in bf16.
+"""What this machine's processor can do in bf16, and how its memory is handed out.
 
 Processors with AMX multiply bf16 matrices faster than float32 ones, those with avx512_bf16 alone do not
 (docs/results.md). Some virtual machines advertise AMX, and end with SIGILL the process that uses it: so it is
 tried in a process of its own.
 """
 
+import ctypes
+import os
 import subprocess
 import sys
 import warnings
@@ -12,6 +14,8 @@ from functools import cache
 
 import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_LARGE = 4 * 2**20  # bytes; tensors of a whole micro-batch are larger, those of a layer's inside are not
 _TRY = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); a @ a"
 
 
@@ -34,3 +38,16 @@ def _amx_is_advertised() -> bool:
 
 def _try_amx() -> bool:
     return subprocess.run([sys.executable, "-c", _TRY], stderr=subprocess.DEVNULL).returncode == 0
+
+
+def give_back_freed_memory() -> None:
+    """Have tensors of 4 MiB and more go back to the system when they are freed, from now on in this process.
+
+    glibc does so too, until the first such block is freed: then it keeps blocks of up to 32 MiB in its heap, where
+    what is freed stays behind whatever was allocated after it. On a CPU a PPO round then holds a sixth more than
+    it uses (docs/results.md). Does nothing without glibc, and where the environment sets MALLOC_MMAP_THRESHOLD_.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, _LARGE)

@@ -1,5 +1,9 @@
-"""bf16 on a CPU: by default only where it is faster, and never the end of the process."""
+"""bf16 on a CPU: by default only where it is faster, and never the end of the process. Memory that is given back."""
 
+import ctypes
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +68,39 @@ def test_a_model_in_bf16_loads_beside_broken_amx(broken_amx: None, policy_folder
     with pytest.warns(UserWarning, match="advertises AMX"):
         model = load_causal(str(policy_folder), "bfloat16")
     assert model(input_ids=torch.ones(2, 5, dtype=torch.long)).logits.isfinite().all()
+
+
+_CHURN = """
+import ctypes, sys
+from pathlib import Path
+from rlhf.hardware import give_back_freed_memory
+if sys.argv[1] == "given back":
+    give_back_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+size = 6 * 2**20
+for turn in range(2):  # the first one teaches glibc to keep blocks of this size
+    blocks, pins = [], []
+    for _ in range(40):
+        blocks.append(libc.malloc(size))
+        ctypes.memset(blocks[-1], 1, size)
+        pins.append(libc.malloc(64 * 1024))  # what was allocated after it
+    for block in blocks:
+        libc.free(block)
+pages = int(Path("/proc/self/statm").read_text().split()[1])
+print(pages * 4096 // 2**20)
+"""
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Forty blocks of 6 MiB, each with a small one behind it that stays."""
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("this C library is not glibc")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+
+    def resident(how: str) -> int:
+        command = [sys.executable, "-c", _CHURN, how]
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    kept, given_back = resident("kept"), resident("given back")
+    assert kept - given_back > 150  # MiB, of 240

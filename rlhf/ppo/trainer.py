@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from rlhf.data.encode import CutReport
+from rlhf.hardware import give_back_freed_memory
 from rlhf.models import load_causal, load_tokenizer, stop_ids
 from rlhf.ppo import losses
 from rlhf.ppo.build import build_models, check_arguments
@@ -119,6 +120,8 @@ class PPOTrainer(Updates, Experience):
         # A sure policy's probabilities and gradients are full of numbers under 1e-38, which CPUs handle very slowly.
         # Only while training: other code of this process may count on them.
         torch.set_flush_denormal(True)
+        if self.args.device.type == "cpu":
+            give_back_freed_memory()
         try:
             output = super().train(*args, **kwargs)
         finally:
