@@ -184,6 +184,19 @@ def new_llama(tokenizer: Any, hidden_size: int, num_layers: int, num_heads: int,
     )
 
 
+@contextlib.contextmanager
+def whole_on_each_rank() -> Iterator[None]:
+    """Models loaded meanwhile are whole, also under ZeRO-3: what no engine of DeepSpeed runs, nobody would gather."""
+    from transformers.integrations import deepspeed
+
+    before = deepspeed._hf_deepspeed_config_weak_ref  # what `set_hf_deepspeed_config` sets
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = before
+
+
 def free_memory() -> None:
     """Give back what models that nobody holds any more have left."""
     import torch

@@ -6,7 +6,14 @@ from typing import Any
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.errors import UserError
 from rlhf.implicit import ImplicitReward, is_implicit, load_implicit_reward
-from rlhf.models import check_model_folder, context_length, load_classifier, load_tokenizer, scoring_batch
+from rlhf.models import (
+    check_model_folder,
+    context_length,
+    load_classifier,
+    load_tokenizer,
+    scoring_batch,
+    whole_on_each_rank,
+)
 from rlhf.records import Messages
 
 
@@ -80,7 +87,8 @@ def load_score_model(
     import torch
 
     tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
-    model = load_classifier(path, tokenizer, trust_remote_code=trust_remote_code)
+    with whole_on_each_rank():
+        model = load_classifier(path, tokenizer, trust_remote_code=trust_remote_code)
     if torch.cuda.is_available():
         model = model.cuda()
     return RewardModel(model, tokenizer, min(max_length or context_length(model), context_length(model)), batch_size)

@@ -16,14 +16,17 @@ from tests import ppo_cases as cases
 from tests import stages
 
 ROOT = Path(__file__).parents[1]
+CALLABLE = "tests.ppo_cases:count_e_in_texts"
 KINDS = {"full": [], "lora": ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]}
 
 
-def _train(place: Path, policy: Path, kind: str, num_ranks: int, zero: int | None = None) -> Path:
+def _train(
+    place: Path, policy: Path, kind: str, num_ranks: int, zero: int | None = None, reward: str = CALLABLE
+) -> Path:
     values = {key: value for key, value in cases.SETTINGS.items() if key not in ("use_cpu", "logging_nan_inf_filter")}
     values |= {
         "prompts": str(stages.prompts(place / "prompts.jsonl", 32)),
-        "reward": ["tests.ppo_cases:count_e_in_texts"],
+        "reward": [reward],
         "model_name_or_path": str(policy),
         "max_steps": 10,
         "save_strategy": "steps",
@@ -69,3 +72,27 @@ def test_two_processes_train_as_one(alone: Any, policy_folder: Path, tmp_path: P
     for key, weight in right.items():
         torch.testing.assert_close(left[key], weight, rtol=0, atol=1e-3)
     assert load_policy(str(two / "whole")).max_length == 256
+
+
+@pytest.mark.parametrize("reward_kind", ["score", "implicit"])
+def test_a_reward_model_is_whole_on_each_rank_of_zero_3(policy_folder: Path, tmp_path: Path, reward_kind: str) -> None:
+    """It is no part of what is trained: sharded as the policy is, nobody would gather it."""
+    reward = tmp_path / "reward"
+    stages.run(
+        "reward",
+        **stages.TRAINING,
+        preferences=stages.preferences(tmp_path / "pairs.jsonl", 16),
+        model_name_or_path=policy_folder,
+        output_dir=reward,
+        reward_kind=reward_kind,
+        save_strategy="no",
+    )
+    curves = []
+    for num_ranks, zero in ((1, None), (2, 3)):
+        place = tmp_path / str(num_ranks)
+        place.mkdir()
+        _train(place, policy_folder, "full", num_ranks, zero, reward=str(reward))
+        curves.append(_curve(place / "whole"))
+    assert len({row["score"] for row in curves[0]}) > 5  # it tells replies apart
+    for row, other in zip(*curves, strict=True):
+        assert row == pytest.approx(other, abs=1e-3)
