@@ -66,22 +66,10 @@ def text_logp(policy: Policy, texts: list[str], batch_size: int = 32) -> list[fl
     tokenizer has none), as in lm-evaluation-harness, so that the first word counts too.
     Raises UserError for a text that does not fit the policy's context.
     """
-    import torch
-
     tokenizer = policy.tokenizer
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    rows = [Reply(at, 0, [first], _text_ids(policy, text), text, True) for at, text in enumerate(texts)]
-    totals = [0.0] * len(texts)
-    batch_size = scoring_batch(batch_size, policy.model)
-    with torch.no_grad(), _evaluating(policy.model):
-        for places, input_ids, attention, keep in _padded(policy, rows, batch_size):
-            logits = _logits(policy.model, input_ids, attention, keep)  # (tokens of all texts, vocabulary)
-            chosen = input_ids[:, 1:][keep][:, None]
-            table = logits.new_zeros(keep.shape)
-            table[keep] = logits.gather(-1, chosen)[:, 0] - logits.logsumexp(-1)
-            for row, total in zip(places, table.sum(-1).tolist(), strict=True):
-                totals[row] = total
-    return totals
+    rows = [_text_ids(policy, text) for text in texts]
+    return [-nll for nll in sequence_nlls(policy, [([first, *ids], [0, *[1] * len(ids)]) for ids in rows], batch_size)]
 
 
 def encode_replies(

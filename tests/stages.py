@@ -65,3 +65,16 @@ def prompts(path: Path, count: int = 6) -> Path:
         rows.append(Prompt(make_id("prm", messages), messages, {"number": n}))
     write_jsonl(path, rows)
     return path
+
+
+def reward(place: Path, policy: Path, **values: Any) -> Any:
+    """A reward run in PLACE/reward on 16 pairs, judged on 8 others."""
+    settings: dict[str, Any] = {
+        **TRAINING,
+        "preferences": preferences(place / "train.jsonl", 16),
+        "eval_preferences": preferences(place / "eval.jsonl", 8, first=16),
+        "model_name_or_path": policy,
+        "output_dir": place / "reward",
+        "save_strategy": "no",
+    }
+    return run("reward", **(settings | values))

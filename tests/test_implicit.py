@@ -1,6 +1,7 @@
 """Implicit rewards: by hand from the models' own logits; learned, judged and used as any reward; what is none."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _reward(place: Path, policy: Path, **values: Any) -> Any:
-    settings = {
-        **stages.TRAINING,
-        "preferences": stages.preferences(place / "train.jsonl", 16),
-        "eval_preferences": stages.preferences(place / "eval.jsonl", 8, first=16),
-        "model_name_or_path": policy,
-        "output_dir": place / "reward",
-        "reward_kind": "implicit",
-        "save_strategy": "no",
-    }
-    return stages.run("reward", **(settings | values))
+    return stages.reward(place, policy, **({"reward_kind": "implicit"} | values))
 
 
 def test_it_learns_and_reports_as_the_other_kind(tmp_path: Path, policy: Path) -> None:
@@ -128,14 +120,13 @@ def test_ppo_is_paid_by_it_and_does_not_take_it_for_a_value_model(tmp_path: Path
     assert head.abs().max() == 0  # a new head on the policy's trunk, not a random one on the reward's
 
 
-def test_it_trains_on_where_it_was_killed(tmp_path: Path, policy: Path) -> None:
+def test_it_resumes_from_its_checkpoint(tmp_path: Path, policy: Path) -> None:
     whole = _reward(tmp_path, policy, max_steps=4)
-    settings = {"save_strategy": "steps", "save_steps": 2, "output_dir": tmp_path / "cut"}
+    settings = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 2, "output_dir": tmp_path / "cut"}
     _reward(tmp_path, policy, max_steps=4, **settings)
     record = json.loads((tmp_path / "cut/run.json").read_text())
     (tmp_path / "cut/run.json").write_text(json.dumps(record | {"finished": False}))
-    for torn in (tmp_path / "cut").glob("checkpoint-4"):
-        torn.rename(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "cut/checkpoint-4")
     again = _reward(tmp_path, policy, max_steps=4, resume=True, **settings)
     assert again.metrics["accuracy"] == whole.metrics["accuracy"]
     assert again.metrics["margin"] == pytest.approx(whole.metrics["margin"], abs=1e-6)

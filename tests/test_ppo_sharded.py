@@ -37,12 +37,16 @@ def _train(
     (place / "ppo.yaml").write_text(json.dumps(values))  # JSON is YAML
     flags = ["--config", str(place / "ppo.yaml"), *KINDS[kind]]
     flags += ["--deepspeed", str(ROOT / "launch" / f"zero{zero}.json")] if zero else []
-    start = ["-m", "torch.distributed.run", "--nproc_per_node", str(num_ranks), "--standalone"]
-    command = [sys.executable, *(start if num_ranks > 1 else []), "tests/ppo_sharded.py", str(place), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    _run(["tests/ppo_sharded.py", str(place), *flags], num_ranks)
     return place
+
+
+def _run(command: list[str], num_ranks: int) -> None:
+    start = ["-m", "torch.distributed.run", "--nproc_per_node", str(num_ranks), "--standalone"]
+    whole = [sys.executable, *(start if num_ranks > 1 else []), *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _curve(folder: Path) -> list[dict[str, Any]]:
@@ -75,23 +79,30 @@ def test_two_processes_train_as_one(alone: Any, policy_folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("reward_kind", ["score", "implicit"])
-def test_a_reward_model_is_whole_on_each_rank_of_zero_3(policy_folder: Path, tmp_path: Path, reward_kind: str) -> None:
-    """It is no part of what is trained: sharded as the policy is, nobody would gather it."""
+def test_reward_models_train_under_zero_3_and_are_whole_where_they_score(
+    policy_folder: Path, tmp_path: Path, reward_kind: str
+) -> None:
+    """A scoring model is no part of what is trained: sharded as the policy is, nobody would gather it."""
     reward = tmp_path / "reward"
-    stages.run(
-        "reward",
+    values = {
         **stages.TRAINING,
-        preferences=stages.preferences(tmp_path / "pairs.jsonl", 16),
-        model_name_or_path=policy_folder,
-        output_dir=reward,
-        reward_kind=reward_kind,
-        save_strategy="no",
-    )
+        "use_cpu": True,
+        "preferences": str(stages.preferences(tmp_path / "pairs.jsonl", 16)),
+        "eval_preferences": str(stages.preferences(tmp_path / "held_out.jsonl", 8, first=16)),
+        "model_name_or_path": str(policy_folder),
+        "output_dir": str(reward),
+        "reward_kind": reward_kind,
+        "save_strategy": "no",
+    }
+    (tmp_path / "reward.yaml").write_text(json.dumps(values))
+    zero = str(ROOT / "launch" / "zero3.json")
+    _run(["-m", "rlhf", "reward", "--config", str(tmp_path / "reward.yaml"), "--deepspeed", zero], num_ranks=2)
+    assert json.loads((reward / "run.json").read_text())["metrics"]["accuracy"]["n"] == 8
     curves = []
-    for num_ranks, zero in ((1, None), (2, 3)):
+    for num_ranks, stage in ((1, None), (2, 3)):
         place = tmp_path / str(num_ranks)
         place.mkdir()
-        _train(place, policy_folder, "full", num_ranks, zero, reward=str(reward))
+        _train(place, policy_folder, "full", num_ranks, stage, reward=str(reward))
         curves.append(_curve(place / "whole"))
     assert len({row["score"] for row in curves[0]}) > 5  # it tells replies apart
     for row, other in zip(*curves, strict=True):

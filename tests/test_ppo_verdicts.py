@@ -125,6 +125,12 @@ def test_the_value_model_should_beat_a_constant(explained: float, verdict: str) 
     assert finding("explained variance", rows).verdict == verdict
 
 
+def test_a_value_model_that_foresees_nothing_can_be_done_without() -> None:
+    rows = with_figures(healthy(), explained_variance=0.0)
+    assert "lam: 1.0" in finding("explained variance", rows, lam=0.95).mend
+    assert "lam" not in finding("explained variance", rows, lam=1.0).mend
+
+
 @pytest.mark.parametrize(
     ("last", "rising", "verdict"),
     [

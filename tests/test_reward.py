@@ -1,7 +1,6 @@
 """reward: learns, scores the end of the reply, and is judged beside honest baselines."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,21 +12,8 @@ from rlhf.scoring import load_reward_model
 from tests import stages
 
 
-def _reward(tmp_path: Path, policy: Path, **values: Any) -> Any:
-    settings = {
-        **stages.TRAINING,
-        "preferences": stages.preferences(tmp_path / "train.jsonl", 16),
-        "eval_preferences": stages.preferences(tmp_path / "eval.jsonl", 8, first=16),
-        "model_name_or_path": policy,
-        "output_dir": tmp_path / "run",
-        "save_strategy": "no",
-        **values,
-    }
-    return stages.run("reward", **settings)
-
-
 def test_it_learns_and_reports_beside_the_baseline(tmp_path: Path, policy_folder: Path) -> None:
-    run = _reward(tmp_path, policy_folder, num_train_epochs=4, learning_rate=3e-3)
+    run = stages.reward(tmp_path, policy_folder, num_train_epochs=4, learning_rate=3e-3)
     assert run.metrics["accuracy"]["mean"] == 1.0
     assert run.metrics["accuracy"]["n"] == 8
     # By hand: the good reply has 7 words and more tokens than "What", "What what" or "What what what".
@@ -38,13 +24,13 @@ def test_it_learns_and_reports_beside_the_baseline(tmp_path: Path, policy_folder
 def test_the_record_names_the_template_it_was_given(tmp_path: Path, policy_folder: Path) -> None:
     """Or a recipe that runs again would take the finished stage for one of another template."""
     template = "configs/templates/user_bot.jinja"
-    run = _reward(tmp_path, policy_folder, max_steps=1, chat_template_path=template)
+    run = stages.reward(tmp_path, policy_folder, max_steps=1, chat_template_path=template)
     assert run.config["chat_template_path"] == template
 
 
 def test_scores_do_not_depend_on_the_batch(tmp_path: Path, policy_folder: Path) -> None:
-    _reward(tmp_path, policy_folder, eval_preferences=None)
-    model = load_reward_model(str(tmp_path / "run"), batch_size=3)
+    stages.reward(tmp_path, policy_folder, eval_preferences=None)
+    model = load_reward_model(str(tmp_path / "reward"), batch_size=3)
     prompt = [{"role": "user", "content": "Hello"}]
     responses = ["Thank you", "What what what what", "a", "Thank you, that is very kind. " * 5]
     together = model([prompt] * 4, responses)
@@ -79,12 +65,12 @@ def test_the_score_is_read_at_the_end_of_turn_even_where_pad_was_eos(tmp_path: P
 
 def test_ceiling_and_ties_count(tmp_path: Path, policy_folder: Path) -> None:
     """Two of three for the winner: left out one by one, the two agree half (others split), the third never."""
-    _reward(tmp_path, policy_folder, eval_preferences=None)
+    stages.reward(tmp_path, policy_folder, eval_preferences=None)
     prompt = [{"role": "user", "content": "Hello"}]
     same = [{"role": "assistant", "content": "Yes"}]
     rows = [Preference(f"f{n}", f"g{n}", prompt, same, same, votes={"for": 2, "tie": 0, "against": 1}) for n in (1, 2)]
     training = stages.config("reward", **stages.TRAINING, preferences="x", output_dir="y")[2]
-    metrics = evaluate(str(tmp_path / "run"), rows, [], training)
+    metrics = evaluate(str(tmp_path / "reward"), rows, [], training)
     assert metrics["accuracy"]["mean"] == 0.5  # the same text scores the same, which counts half
     assert metrics["longer_wins"]["mean"] == 0.5
     assert metrics["human_ceiling"]["mean"] == pytest.approx((0.5 + 0.5 + 0) / 3)
@@ -106,18 +92,18 @@ def test_a_margin_is_used_only_where_asked(tmp_path: Path, policy_folder: Path) 
 def test_bad_input_writes_nothing(tmp_path: Path, policy_folder: Path) -> None:
     same = stages.preferences(tmp_path / "same.jsonl", 4)
     with pytest.raises(UserError, match="a prompt in two splits"):
-        _reward(tmp_path, policy_folder, preferences=same, eval_preferences=same)
+        stages.reward(tmp_path, policy_folder, preferences=same, eval_preferences=same)
     (tmp_path / "broken.jsonl").write_text('{"id": 1')
     with pytest.raises(UserError, match=r"broken\.jsonl, line 1: broken JSON"):
-        _reward(tmp_path, policy_folder, preferences=tmp_path / "broken.jsonl")
+        stages.reward(tmp_path, policy_folder, preferences=tmp_path / "broken.jsonl")
     write_jsonl(tmp_path / "empty.jsonl", [])
     with pytest.raises(UserError, match=r"empty\.jsonl: is empty"):
-        _reward(tmp_path, policy_folder, preferences=tmp_path / "empty.jsonl")
-    assert not (tmp_path / "run").exists()
+        stages.reward(tmp_path, policy_folder, preferences=tmp_path / "empty.jsonl")
+    assert not (tmp_path / "reward").exists()
 
 
 def test_an_adapter_needs_no_other_flag(tmp_path: Path, policy_folder: Path) -> None:
     """peft's default task type, generation, would find no head; what is saved scores by itself."""
-    run = _reward(tmp_path, policy_folder, use_peft=True, lora_r=4, max_steps=2)
+    run = stages.reward(tmp_path, policy_folder, use_peft=True, lora_r=4, max_steps=2)
     assert run.config["lora_task_type"] == "SEQ_CLS"
     assert 0 <= run.metrics["accuracy"]["mean"] <= 1

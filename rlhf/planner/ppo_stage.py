@@ -172,16 +172,13 @@ def _score(stage: "Stage", path: str) -> Peak:
     rows = min(args.per_device_eval_batch_size, args.per_device_train_batch_size)
     rows = rows if stage.on_gpu else min(rows, _ON_CPU)
     config, implicit = read_config(path), is_implicit(path)
-    reply = min(args.max_new_tokens, stage.length - 1)
-    at = torch.arange(stage.length - 1 - reply, stage.length - 1).repeat(rows)
-    kept = torch.arange(rows).repeat_interleave(reply, output_size=rows * reply), at
 
     def run(config: Any) -> Peak:
         with shapes_only():
             model = (causal_model if implicit else classifier_model)(config, torch.float32, None).eval()
         with without_data():
             placed(model)
-            ids = torch.zeros(rows, stage.length, dtype=torch.long)
+            ids, kept = _episodes(stage, rows)
             mask = torch.ones(rows, 1, stage.length, stage.length, dtype=torch.bool)
 
             def score() -> Tensor:

@@ -89,7 +89,8 @@ def _value_model(policy: Any, tokenizer: Any, reward_funcs: list[Any], given: An
     path = given if isinstance(given, str) else None
     if given is None:
         path = next((f for f in reward_funcs if isinstance(f, str) and not f.startswith("http")), None)
-        path = None if path is not None and is_implicit(path) else path  # it has no head
+        if path is not None and is_implicit(path):
+            path = None  # it has no head
     if path is not None:
         theirs = load_tokenizer(path)
         if theirs.get_vocab() | tokenizer.get_vocab() != theirs.get_vocab():
