@@ -285,6 +285,21 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def leave() -> None:
+    """End this process with exit code 0 if it is a rank; to be called when all is done. Else nothing happens.
+
+    Gloo's threads drop their last tensors a moment after an operation is over. One that asks for the
+    interpreter's lock for it while Python takes itself down aborts the process, whose work is all done
+    (github.com/pytorch/pytorch/issues/190489). So Python is not taken down: what was to run at the end has run.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    atexit._run_exitfuncs()  # `_leave_group` and the libraries'; no public name does it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def encode_rows(
     rows: Iterable[Row],
     encode: Callable[[Row, CutReport], Encoded | None],

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch.distributed as dist
 
 from rlhf.cli import main
+from rlhf.training import leave
 
 
 def run(folder: Path, flags: list[str]) -> None:
@@ -33,3 +34,4 @@ def run(folder: Path, flags: list[str]) -> None:
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]), sys.argv[2:])
+    leave()

@@ -1,4 +1,4 @@
-"""bf16 on a CPU: by default only where it is faster, and never the end of the process. Memory that is given back."""
+"""bf16 on a CPU: by default only where it is faster, and never the end of the process. What is given back."""
 
 import ctypes
 import os
@@ -104,3 +104,37 @@ def test_freed_memory_goes_back_to_the_system() -> None:
 
     kept, given_back = resident("kept"), resident("given back")
     assert kept - given_back > 150  # MiB, of 240
+
+
+_TEAMS = """
+import os, sys, threading, torch
+from rlhf.hardware import end_thread_team
+from rlhf.ppo.asking import _Worker
+
+def compute():
+    torch.ones(2**20).exp()  # large enough for all threads
+
+torch.set_num_threads(3)
+compute()
+before = len(os.listdir("/proc/self/task"))
+if sys.argv[1] == "reward":
+    _Worker.run(compute, 60)
+else:
+    done, go = threading.Event(), threading.Event()
+    threading.Thread(target=lambda: (compute(), done.set(), go.wait()), daemon=True).start()
+    done.wait()
+print(len(os.listdir("/proc/self/task")) - before)
+compute()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_reward_that_computes_leaves_no_threads_behind() -> None:
+    """A thread that computes has a team of its own; two teams on the same cores slow each other down for good."""
+
+    def more(how: str) -> int:
+        command = [sys.executable, "-c", _TEAMS, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert more("as usual") == 1 + 2  # the thread, and its team's other two
+    assert more("reward") == 1

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.decoding import trunk
 from rlhf.errors import UserError
+from rlhf.packing import pack_rows
 from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, Reference, kept_hidden, score_head
 from tests.architectures import SETTINGS, close, lora, tiny
 
@@ -81,6 +82,30 @@ def test_right_padding_changes_nothing(kind: str) -> None:
     with torch.no_grad():
         for mine, theirs in zip(both(*padded(), 1.0), both(*padded(fill=17, extra=6), 1.0), strict=True):
             close(mine, theirs)
+
+
+@pytest.mark.parametrize("kind", ["separate", "adapter"])
+def test_policy_and_value_may_be_asked_apart(kind: str) -> None:
+    both = pair(kind)
+    wanted = both(*padded(), 1.0, entropy=True)
+    logps, nothing, entropy = both(*padded(), 1.0, entropy=True, part="policy")
+    assert torch.equal(logps, wanted[0]) and torch.equal(entropy, wanted[2]) and nothing.shape == (0,)
+    *nothings, values = [both(*padded(), 1.0, entropy=True, part="value")[at] for at in (0, 2, 1)]
+    assert torch.equal(values, wanted[1]) and all(one.shape == (0,) for one in nothings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_end_to_end_give_the_same(kind: str) -> None:
+    both = pair(kind)
+    wanted = both(*padded(fill=17), 0.7, entropy=True)
+    assert not both.packs_rows
+    pack_rows(both.policy)
+    assert both.packs_rows == (kind != "separate")  # the value model pads still
+    if both.value_model is not None:
+        pack_rows(both.value_model)
+    assert both.packs_rows
+    for found, one in zip(both(*padded(fill=17), 0.7, entropy=True), wanted, strict=True):
+        close(found, one)
 
 
 @pytest.mark.parametrize("kind", ["shared", "adapter"])

@@ -117,12 +117,39 @@ def test_micro_batches_hold_every_row_once_within_the_limit(
         assert (len(group) + 1) * max(lengths[row] for row in group) > max_tokens  # and no room left
 
 
+def test_micro_batches_without_padding_by_hand() -> None:
+    # 30 tokens take three groups of 14: longest first, each to the group with the fewest so far.
+    lengths = [3, 9, 4, 7, 1, 6]
+    assert micro_batches(lengths, list(range(6)), 14, padded=False) == [[1, 4], [3, 0], [5, 2]]
+    assert micro_batches(lengths, list(range(6)), 16, padded=False) == [[1, 2, 0], [3, 5, 4]]
+    # 12 tokens would fit two groups of 6, but no two of 4 do.
+    assert micro_batches([4, 4, 4], [0, 1, 2], 6, padded=False) == [[0], [1], [2]]
+    assert micro_batches(lengths, [1, 3], 5, padded=False) == [[1], [3]]  # too long for the limit: each by itself
+    assert micro_batches(lengths, [], 14, padded=False) == []
+
+
+@drawn
+@given(lengths_and_rows(), st.integers(1, 200))
+def test_without_padding_micro_batches_are_few_and_about_as_large_as_each_other(
+    episodes: tuple[list[int], list[int]], max_tokens: int
+) -> None:
+    lengths, rows = episodes
+    groups = micro_batches(lengths, rows, max_tokens, padded=False)
+    assert sorted(row for group in groups for row in group) == sorted(rows)
+    tokens = [sum(lengths[row] for row in group) for group in groups]
+    assert all(count <= max_tokens or len(group) == 1 for count, group in zip(tokens, groups, strict=True))
+    assert max(tokens) - min(tokens) <= max(lengths[row] for row in rows)
+    if max(lengths[row] for row in rows) <= max_tokens:
+        assert len(groups) <= 2 * -(-sum(tokens) // max_tokens)  # so many have room: half full, they take any row
+
+
 @drawn
 @given(lengths_and_rows(), st.integers(1, 200), st.randoms())
 def test_the_order_of_rows_does_not_matter(episodes: tuple[list[int], list[int]], limit: int, random: Random) -> None:
     lengths, rows = episodes
     other = random.sample(rows, len(rows))
-    assert micro_batches(lengths, rows, limit) == micro_batches(lengths, other, limit)
+    for counts in (True, False):
+        assert micro_batches(lengths, rows, limit, counts) == micro_batches(lengths, other, limit, counts)
     assert shares(lengths, rows, 3) == shares(lengths, other, 3)
 
 

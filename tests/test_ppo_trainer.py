@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlhf.models import load_causal, load_policy
-from rlhf.ppo import PPOConfig
+from rlhf.ppo import PPOConfig, PPOTrainer, build
 from rlhf.ppo.rollout import Episode
 from rlhf.ppo.state import PPOState
 from tests import ppo_cases as cases
@@ -64,6 +64,33 @@ def test_the_size_of_micro_batches_changes_nothing(policy_folder: Path, tmp_path
         ends.append(cases.weights(trainer))
     for name, weight in ends[0].items():
         torch.testing.assert_close(weight, ends[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["separate", "shared", "adapter"])
+def test_neither_padding_nor_a_pass_each_changes_what_is_learned(
+    policy_folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows end to end, policy and value model one after the other; and padded, both in one backward pass."""
+    ends = []
+    for name in ("packed", "padded"):
+        if name == "padded":
+            monkeypatch.setattr(build, "pack_rows", lambda model: False)
+            monkeypatch.setattr(PPOTrainer, "_parts", lambda self, model: ["both"])
+        model = load_causal(str(policy_folder))
+        trainer = cases.trainer(
+            policy_folder, tmp_path / name, model=model, max_steps=2, micro_batch_tokens=60, **_values(kind)
+        )
+        assert trainer.model.packs_rows == (name == "packed")
+        trainer.train()
+        passes = 2 if name == "packed" and kind != "shared" else 1
+        assert len(trainer._parts(trainer.model_wrapped)) == passes
+        ends.append((cases.weights(trainer), cases.log(trainer)))
+    (packed, rows), (padded, others) = ends
+    for name, weight in padded.items():
+        torch.testing.assert_close(packed[name], weight, rtol=1e-4, atol=1e-5)
+    for row, other in zip(rows, others, strict=True):
+        for figure in ("loss", "loss/policy", "loss/value", "clip_fraction", "clip_fraction_value", "approx_kl", "kl"):
+            assert row[figure] == pytest.approx(other[figure], rel=1e-3, abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(policy_folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ _SIGNS = (
 )  # fmt: skip
 _CHECKPOINTS_BY_DEFAULT = ("pretrain", "sft", "reward", "dpo")  # TRL's configs; PPO's does not
 _WHATEVER_THE_BATCH = ("loading", "optimizer step", "saving")  # phases that hold no activations
-_PPO_TOKENS = {True: 512, False: 16_384}  # micro_batch_tokens where it is not set, by whether it runs on CPUs
+_PPO_TOKENS = {True: 1024, False: 16_384}  # micro_batch_tokens where it is not set, by whether it runs on CPUs
 _PPO_BATCH = 64
 _BATCH = 8
 

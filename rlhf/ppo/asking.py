@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from rlhf.errors import UserError
+from rlhf.hardware import end_thread_team
 from rlhf.ppo import rewards
 from rlhf.ppo.endpoint import RewardError
 from rlhf.ppo.rewards import Reward, unwrapped
@@ -72,6 +73,7 @@ class _Worker:
         while True:
             call, done = self.calls.get()
             call()
+            end_thread_team()
             done.set()
             if _Worker.current is not self:  # it took too long, and another has its place
                 return

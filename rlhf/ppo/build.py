@@ -7,6 +7,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from rlhf.errors import UserError
 from rlhf.implicit import is_implicit
 from rlhf.models import context_length, load_causal, load_classifier, load_tokenizer
+from rlhf.packing import pack_rows
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, Reference, causal, disable_dropout, score_head, whole
 from rlhf.ppo.vllm_engine import require_vllm
@@ -79,6 +80,8 @@ def build_models(
     for model in (policy, value_model, ref_model):
         if model is not None:
             disable_dropout(model)
+            if args.device.type == "cpu":
+                pack_rows(model)
     # Made before the policy is trained or wrapped, so that a copy is the policy as it starts.
     reference = Reference(reference_kind, policy, ref_model)
     return PolicyAndValue(policy, kind, value_model), reference

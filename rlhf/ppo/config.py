@@ -102,7 +102,7 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = field(default=4, metadata={"help": "Optimizer steps a pass."})
     micro_batch_tokens: int | None = field(
         default=None,
-        metadata={"help": "Tokens, padding included, that go through a model at a time; 512 on a CPU, else 16384."},
+        metadata={"help": "Tokens that go through a model at a time; 1024 on a CPU, else 16384, where padding counts."},
     )
     cliprange: float = field(default=0.2, metadata={"help": "Of the probability ratio."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Of the value's move from the old one."})
@@ -138,7 +138,7 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.micro_batch_tokens is None:
-            self.micro_batch_tokens = 512 if self.device.type == "cpu" else 16_384
+            self.micro_batch_tokens = 1024 if self.device.type == "cpu" else 16_384
         if self.bf16 and self.device.type == "cpu":
             spare_broken_amx()
         for key, choices in _CHOICES.items():

@@ -85,7 +85,8 @@ class Experience(Checkpoints):
     def _weigh(self, networks: Any, episodes: list[Episode]) -> None:
         """Log-probabilities under policy and reference, values and entropy, on each episode's tokens."""
         lengths = [episode.length for episode in episodes]
-        groups = micro_batches(lengths, list(range(len(episodes))), self.args.micro_batch_tokens or 1)
+        limit, padded = self.args.micro_batch_tokens or 1, not self.model.packs_rows
+        groups = micro_batches(lengths, list(range(len(episodes))), limit, padded)
         batches = [(group, *pack([episodes[row] for row in group], self.args.device)) for group in groups]
         for group, input_ids, keep in batches:
             figures = networks(input_ids, keep, self.args.temperature, entropy=True)

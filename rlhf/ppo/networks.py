@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf.decoding import causal, logits_of, trunk
 from rlhf.errors import UserError
+from rlhf.packing import packed_hidden, packs_rows
 
 # Logits held at a time: more are computed in pieces, and once again in the backward pass.
 MAX_LOGITS = 2**24
@@ -51,7 +52,13 @@ class PolicyAndValue(nn.Module):
         return bool(self.policy.is_gradient_checkpointing)
 
     def forward(
-        self, input_ids: Tensor, keep: Tensor, temperature: float, detach_value: bool = False, entropy: bool = False
+        self,
+        input_ids: Tensor,
+        keep: Tensor,
+        temperature: float,
+        detach_value: bool = False,
+        entropy: bool = False,
+        part: str = "both",
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability of each kept token, the value of the state before it, and the entropy there.
 
@@ -63,20 +70,32 @@ class PolicyAndValue(nn.Module):
             temperature: the logits are divided by it.
             detach_value: keep the value loss out of the policy's trunk.
             entropy: whether to compute it.
+            part: `policy` leaves the values out and `value` the rest (empty tensors), where they have
+                a forward pass each.
         """
-        hidden, logits = kept_hidden(self.policy, input_ids, keep), logits_of(self.policy)
-        logps = token_logps(logits, hidden, input_ids[:, 1:][keep], temperature)
-        spread = token_entropy(logits, hidden, temperature) if entropy else logps.new_zeros(0)
+        hidden = logps = values = spread = torch.zeros(0, device=input_ids.device)
+        if part != "value":
+            hidden, logits = kept_hidden(self.policy, input_ids, keep), logits_of(self.policy)
+            logps = token_logps(logits, hidden, input_ids[:, 1:][keep], temperature)
+            spread = token_entropy(logits, hidden, temperature) if entropy else spread
+        if part != "policy":
+            values = self._values(input_ids, keep, hidden.detach() if detach_value else hidden)
+        return logps, values, spread
+
+    def _values(self, input_ids: Tensor, keep: Tensor, hidden: Tensor) -> Tensor:
         if self.kind == "separate":
             hidden = kept_hidden(self.value_model, input_ids, keep)
-            return logps, score_head(self.value_model)(hidden).squeeze(-1).float(), spread
+            return score_head(self.value_model)(hidden).squeeze(-1).float()
         if self.kind == "adapter":
             with active_adapter(self.policy, VALUE_ADAPTER):
                 hidden = kept_hidden(self.policy, input_ids, keep)
-        elif detach_value:
-            hidden = hidden.detach()
         assert self.value_head is not None
-        return logps, self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float(), spread
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether rows of unlike length go through it without padding (rlhf/packing.py)."""
+        return all(packs_rows(model) for model in (self.policy, self.value_model) if model is not None)
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations in the backward pass, in both models."""
@@ -116,7 +135,10 @@ def score_head(classifier: Any) -> Any:
 
 
 def kept_hidden(model: Any, input_ids: Tensor, keep: Tensor) -> Tensor:
-    """The last hidden states that predict the kept tokens, `(tokens, hidden)`."""
+    """The last hidden states that predict the kept tokens, `(tokens, hidden)`; what lies behind these is left out."""
+    if packs_rows(model):
+        seen = keep.flip(1).cumsum(1).flip(1) > 0  # up to the last that is kept
+        return packed_hidden(model, input_ids[:, :-1], seen)[keep[seen]]
     hidden = trunk(model)(input_ids=input_ids, use_cache=False).last_hidden_state
     return hidden[:, :-1][keep]
 

@@ -81,12 +81,19 @@ def pack(episodes: list[Episode], device: Any) -> tuple[Tensor, Tensor]:
     return input_ids.to(device), keep.to(device)
 
 
-def micro_batches(lengths: list[int], rows: list[int], max_tokens: int) -> list[list[int]]:
-    """Cut rows into groups of like length with at most `max_tokens` tokens each, padding included.
+def micro_batches(lengths: list[int], rows: list[int], max_tokens: int, padded: bool = True) -> list[list[int]]:
+    """Cut rows into groups with at most `max_tokens` tokens each. A row longer than that makes a group of its own.
 
-    A row longer than that makes a group of its own. Longest first, so that what does not fit in
-    memory shows at once.
+    Where rows are padded, padding counts and rows of like length share a group, longest first, so that what does not
+    fit in memory shows at once; else the groups are as few as they can be, and about as large as each other.
     """
+    if not padded:
+        num = -(-sum(lengths[row] for row in rows) // max_tokens)
+        while True:
+            groups = [group for group in shares(lengths, rows, num) if group]
+            if all(len(group) == 1 or sum(lengths[row] for row in group) <= max_tokens for group in groups):
+                return groups
+            num += 1
     groups: list[list[int]] = []
     width = 0
     for row in sorted(rows, key=lambda row: (-lengths[row], row)):

@@ -66,9 +66,8 @@ class Updates(Trainer):
         args, device = self.args, self.args.device
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
         lengths = [episode.length for episode in batch.episodes]
-        dealt = [
-            micro_batches(lengths, share, args.micro_batch_tokens or 1) for share in shares(lengths, rows, num_ranks)
-        ]
+        limit, padded = args.micro_batch_tokens or 1, not self.model.packs_rows
+        dealt = [micro_batches(lengths, share, limit, padded) for share in shares(lengths, rows, num_ranks)]
         # ZeRO and DDP share gradients in backward passes: each rank makes as many, the surplus ones of weight 0.
         groups = dealt[rank] + [rows[:1]] * (max(map(len, dealt)) - len(dealt[rank]))
         num_tokens = int(batch.mask[rows].sum())
@@ -76,11 +75,13 @@ class Updates(Trainer):
         sums, deviation = torch.zeros(len(_SUMS), device=device), 0.0
         for at, group in enumerate(groups):
             weight = 1 / num_tokens if at < len(dealt[rank]) else 0.0
-            with self._accumulating(model, last=at == len(groups) - 1 and not demonstrations):
-                loss, part, moved = self._loss(model, batch.flat(group), device)
-                sums += part * weight
-                deviation = max(deviation, moved if weight else 0.0)
-                self._backward(loss * weight * num_ranks, sums)
+            flat, last = batch.flat(group), at == len(groups) - 1 and not demonstrations
+            for part in self._parts(model):
+                with self._accumulating(model, last):
+                    loss, added, moved = self._loss(model, flat, device, part)
+                    sums += added * weight
+                    deviation = max(deviation, moved if weight else 0.0)
+                    self._backward(loss * weight * num_ranks, sums)
         figures = {"loss/ptx": self._imitate(model, demonstrations, sums)} if demonstrations else {}
         *parts, deviations = self.accelerator.gather(torch.cat([sums, sums.new_tensor([deviation])])[None]).unbind(1)
         figures |= {name: part.sum().item() for name, part in zip(_SUMS, parts, strict=True)}
@@ -90,26 +91,40 @@ class Updates(Trainer):
         norm = self._step(model, finite=math.isfinite(figures["loss"]))
         return None if norm is None else figures | {"grad_norm": norm}
 
-    def _loss(self, model: Any, flat: Batch, device: Any) -> tuple[Tensor, Tensor, float]:
-        """The loss of a micro-batch summed over its tokens, the sums of _SUMS, and max |pi/pi_old - 1|."""
+    def _parts(self, model: Any) -> list[str]:
+        """What has a backward pass of its own: policy and value model where they have a forward pass each.
+
+        The activations of one are then gone before the other's are made. A wrapper for several ranks counts
+        on one pass through all weights.
+        """
+        return ["policy", "value"] if model is self.model and self.model.kind != "shared" else ["both"]
+
+    def _loss(self, model: Any, flat: Batch, device: Any, part: str) -> tuple[Tensor, Tensor, float]:
+        """The loss of a micro-batch summed over its tokens, the sums of _SUMS, and max |pi/pi_old - 1|; of a part."""
         args = self.args
         warming = self.state.global_step < args.value_warmup_steps
         input_ids, keep = pack(flat.episodes, device)
-        logps, values, _ = model(input_ids, keep, args.temperature, detach_value=warming)
-        old_logps, old_values, advantages, returns = (
-            x.to(device) for x in (flat.old_logps, flat.old_values, flat.advantages, flat.returns)
-        )
-        weights = None if flat.weights is None else flat.weights.to(device)
-        policy, clipped = losses.policy_loss(
-            logps, old_logps, advantages, args.cliprange, args.dual_clip, args.log_ratio_clamp, weights
-        )
-        value, value_clipped = losses.value_loss(values, old_values, returns, args.cliprange_value)
-        loss = policy.sum() * (0.0 if warming else 1.0) + args.vf_coef * value.sum()
-        with torch.no_grad():
-            approx_kl = losses.kl_per_token(old_logps, logps, "k3")
-            sums = torch.stack([x.float().sum() for x in (policy, value, clipped, value_clipped, approx_kl)])
-            moved = torch.expm1(logps - old_logps).abs().max().item()
-        return loss, sums, moved
+        logps, values, _ = model(input_ids, keep, args.temperature, detach_value=warming, part=part)
+        sums = {name: logps.new_zeros(()) for name in _SUMS}
+        loss, moved = logps.new_zeros(()), 0.0
+        if part != "value":
+            old_logps, advantages = flat.old_logps.to(device), flat.advantages.to(device)
+            weights = None if flat.weights is None else flat.weights.to(device)
+            policy, clipped = losses.policy_loss(
+                logps, old_logps, advantages, args.cliprange, args.dual_clip, args.log_ratio_clamp, weights
+            )
+            loss = loss + policy.sum() * (0.0 if warming else 1.0)
+            with torch.no_grad():
+                sums["approx_kl"] = losses.kl_per_token(old_logps, logps, "k3").sum()
+                moved = torch.expm1(logps - old_logps).abs().max().item()
+            sums |= {"loss/policy": policy.sum(), "clip_fraction": clipped.float().sum()}
+        if part != "policy":
+            value, clipped = losses.value_loss(
+                values, flat.old_values.to(device), flat.returns.to(device), args.cliprange_value
+            )
+            loss = loss + args.vf_coef * value.sum()
+            sums |= {"loss/value": value.sum(), "clip_fraction_value": clipped.float().sum()}
+        return loss, torch.stack([sums[name].detach().float() for name in _SUMS]), moved
 
     def _imitate(self, model: Any, rows: list[dict[str, Any]], sums: Tensor) -> float:
         """The SFT loss that InstructGPT mixes in (Ouyang et al. 2022, equation 2), on this rank's demonstrations."""
@@ -165,7 +180,8 @@ class Updates(Trainer):
             self.optimizer.step()
             if self.average is not None:
                 self.average.update(self.model.policy)
-        self.optimizer.zero_grad()
+        # Kept on a CPU: made anew they would lie between what a pass frees, which then cannot go back to the system.
+        self.optimizer.zero_grad(set_to_none=self.args.device.type != "cpu")
         return norm if math.isfinite(norm) else None
 
     def _count_skips(self, skipped: bool) -> None:
