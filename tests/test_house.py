@@ -24,7 +24,7 @@ ROWS = [
     ["rlhf.likelihood", "rlhf.training", "rlhf.streaming"],
     ["rlhf.generate"],
     ["rlhf.models", "rlhf.resume"],
-    ["rlhf.lineage"],
+    ["rlhf.lineage", "rlhf.packing"],
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding", "rlhf.parts"],
     ["rlhf.config", "rlhf.decoding_graph"],
     ["rlhf.records"],
