@@ -181,7 +181,7 @@ class Updates(Trainer):
             if self.average is not None:
                 self.average.update(self.model.policy)
         # Kept on a CPU: made anew they would lie between what a pass frees, which then cannot go back to the system.
-        self.optimizer.zero_grad(set_to_none=self.args.device.type != "cpu")
+        self.optimizer.zero_grad()
         return norm if math.isfinite(norm) else None
 
     def _count_skips(self, skipped: bool) -> None:
