@@ -180,8 +180,7 @@ class Updates(Trainer):
             self.optimizer.step()
             if self.average is not None:
                 self.average.update(self.model.policy)
-        # Kept on a CPU: made anew they would lie between what a pass frees, which then cannot go back to the system.
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # gone, not 0: Trainer's own step, which follows a round, would move by momentum
         return norm if math.isfinite(norm) else None
 
     def _count_skips(self, skipped: bool) -> None:
