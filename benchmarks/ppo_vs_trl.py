@@ -11,8 +11,8 @@ Configurations (benchmarks/ppo_inputs.py says how replies end in all arms alike)
 - full: a separate value model, float32, every reply 64 tokens long;
 - ragged: the same, replies of 8 to 64 tokens, the same lengths in every arm;
 - best: ours as the demo has it, with the value head on the policy's trunk and one pass over a round's episodes, in bf16
-  where the CPU is faster in it; TRL as in `full`, and with one pass too. That the demo loses no gold by it is
-  measured by benchmarks/ppo_passes.py.
+  where the CPU is faster in it; TRL as in `full`, and with one pass too. Whether the demo loses gold by it
+  is what benchmarks/ppo_passes.py measures.
 """
 
 import argparse

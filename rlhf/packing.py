@@ -46,7 +46,7 @@ def packed_hidden(model: Any, input_ids: Tensor, seen: Tensor) -> Tensor:
         input_ids: `(batch, time)`.
         seen: `(batch, time)`, true on the first tokens of each row; the others take no part.
     """
-    positions = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     lengths = seen.sum(1, dtype=torch.int32)
     lengths = lengths[lengths > 0]
     return trunk(model)(
