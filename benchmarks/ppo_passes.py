@@ -1,10 +1,10 @@
-"""Does the demo's fast PPO lose gold? Its own settings beside a value model of its own and four passes a round.
+"""Does the demo's fast PPO lose gold? Its own settings, also in bf16, beside a value model of its own and four passes.
 
     OMP_NUM_THREADS=1 python benchmarks/ppo_passes.py --folder 'runs/bench-demo-{seed}' --seeds 0 1 2 3 4
 
-Takes up the demos of benchmarks/demo.py, trains `full` from the same start on the same reward, prompts and number of
-replies, and has gold judge both on the demo's held-out prompts. What is finished is read and not run again. Prints
-Markdown and writes benchmarks/results/ppo_passes.json.
+Takes up the demos of benchmarks/demo.py, trains `best` in bf16, and `full`, from the same start on the same reward,
+prompts and number of replies, and has gold judge all on the demo's held-out prompts. What is finished is read and not
+run again. Prints Markdown and writes benchmarks/results/ppo_passes.json.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from rlhf.loop import STAGES, run_recipe
 RESULTS = Path(__file__).parent / "results" / "ppo_passes.json"
 # As ppo_vs_trl.py's configuration `full`.
 FULL = {"value_model_kind": "separate", "num_ppo_epochs": 4, "num_mini_batches": 4}
-RUNS = {"best": "ppo", "full": "ppo.full"}
+BF16 = {"bf16": True}
+RUNS = {"best": "ppo", "best_bf16": "ppo.bf16", "full": "ppo.full"}
 
 
 def main() -> None:
@@ -37,8 +38,9 @@ def main() -> None:
 
 
 def measure(folder: Path, seed: int) -> dict[str, Any]:
-    """One seed: `full` trained beside the demo's own runs, and what gold says of both."""
+    """One seed: `best_bf16` and `full` trained beside the demo's own runs, and what gold says of all."""
     stages = dict(read_yaml(packaged(RECIPE))["stages"])
+    stages["ppo.bf16"] = stages["ppo"] | BF16
     stages["ppo.full"] = stages["ppo"] | FULL
     policies = ["sft=sft/", *(f"{name}={run}/" for name, run in RUNS.items())]
     stages["compare.passes"] = stages["compare"] | {"policies": policies}
@@ -58,7 +60,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        for name in ("best", "full"):
+        for name in RUNS:
             policy = row["policies"][name]
             cells = [figure(policy[key]) for key in ("win_rate", "gold", "kl")]
             lines.append(f"| {row['seed']} | {name} | {' | '.join(cells)} | {row['seconds'][name]:.0f} |")

@@ -7,7 +7,7 @@ of ranks. `benchmarks/decoding.py` sets it beside transformers' `generate`.
 """
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from rlhf.decoding_graph import FixedDecoder, can_be_fixed
 from rlhf.errors import UserError
+from rlhf.layers import causal, logits_of, trunk
+from rlhf.packing import packed_hidden, packs_rows
 
 # Rounding in 16 bits moves the probability up to a token by hundredths, some more.
 _MAX_MOVE = 0.05
@@ -124,20 +126,25 @@ def _decode_batch(
     if graphs and device.type == "cuda" and takes_positions and can_be_fixed(config):
         return FixedDecoder(body, logits, draw, config, input_ids, mask, uniforms, stops, temperature).run()
     positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
-    cache = rollout_cache(config, width + length)
+    # Its attention is in float32, and so are keys and values: made wider at every step they take as long as the rest.
+    packs = device.type == "cpu" and packs_rows(policy)
+    cache = rollout_cache(config, width + length, torch.float32 if packs else None)
 
     tokens = torch.zeros(len(prompts), length, dtype=torch.long, device=device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     alive = torch.arange(len(prompts), device=device)  # the rows that are still in the batch
     for t in range(length):
-        places = {"position_ids": positions} if takes_positions else {}
-        hidden = body(
-            input_ids=input_ids,
-            attention_mask=mask[alive, : width + t],
-            past_key_values=cache,
-            use_cache=True,
-            **places,
-        ).last_hidden_state[:, -1]
+        if t == 0 and packs:
+            hidden = _read_packed(policy, prompts, mask[:, :width].bool(), cache)
+        else:
+            places = {"position_ids": positions} if takes_positions else {}
+            hidden = body(
+                input_ids=input_ids,
+                attention_mask=mask[alive, : width + t],
+                past_key_values=cache,
+                use_cache=True,
+                **places,
+            ).last_hidden_state[:, -1]
         drawn = draw(logits(hidden).float(), uniforms[alive, t], temperature)
         tokens[alive, t] = drawn
         ended[alive] |= torch.isin(drawn, stops)
@@ -154,6 +161,25 @@ def _decode_batch(
     return tokens.tolist()
 
 
+def _read_packed(policy: Any, prompts: list[list[int]], mask: Tensor, cache: DynamicCache) -> Tensor:
+    """The hidden states behind the prompts, `(batch, hidden)`; the cache gets keys and values where `mask` is true."""
+    width = mask.shape[1]
+    input_ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts])
+    last = torch.arange(width) == mask.sum(1, keepdim=True) - 1
+    packed = DynamicCache(config=policy.config.get_text_config())
+    hidden = packed_hidden(policy, input_ids, last, packed)
+
+    def spread(states: Any) -> Tensor:
+        out = states.new_zeros(*mask.shape, states.shape[1], states.shape[3])
+        out[mask] = states[0].transpose(0, 1)
+        return out.transpose(1, 2)
+
+    layers: Any = zip(cache.layers, packed.layers, strict=True)
+    for layer, read in layers:
+        layer.update(spread(read.keys), spread(read.values))
+    return hidden
+
+
 def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
     """The first token whose cumulative probability passes its uniform number; `(batch, vocabulary)` -> `(batch,)`."""
     if temperature == 0:
@@ -166,15 +192,17 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float = 1.0) -> Tensor:
 class _Buffered(DynamicLayer):
     """Keys and values in one buffer of the final length: nothing is copied as the reply grows."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, kept_as: torch.dtype | None) -> None:
         super().__init__()
         self.capacity = capacity
+        self.kept_as = kept_as
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self.all_keys, self.all_values = (
-            states.new_empty(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states)
+            states.new_empty(*states.shape[:2], self.capacity, states.shape[3], dtype=self.kept_as)
+            for states in (key_states, value_states)
         )
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -195,37 +223,11 @@ class _Buffered(DynamicLayer):
         self.batch_select_indices(beam_idx)  # under the name that every kind of layer has
 
 
-def rollout_cache(config: Any, capacity: int) -> DynamicCache:
-    """transformers' cache for this model, its plain layers replaced by ones that do not copy as they grow."""
+def rollout_cache(config: Any, capacity: int, kept_as: torch.dtype | None = None) -> DynamicCache:
+    """transformers' cache for this model, its plain layers replaced by ones that do not copy as they grow.
+
+    They keep what they are given `kept_as` a dtype, by default its own.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [_Buffered(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_Buffered(capacity, kept_as) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def causal(policy: Any) -> Any:
-    """The causal language model itself, inside a PEFT wrapper too; adapters stay on."""
-    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
-
-
-def trunk(model: Any) -> Any:
-    """What turns ids into hidden states, without its head."""
-    return causal(model).base_model
-
-
-def logits_of(policy: Any) -> Callable[[Tensor], Tensor]:
-    """From hidden states to logits as the model itself makes them: its last layer, and its scaling or cap."""
-    model = causal(policy)
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-    times = getattr(config, "logit_scale", None)  # Cohere
-    over = getattr(config, "logits_scaling", None)  # Granite
-    if config.model_type == "hyperclovax":
-        times, over = over, None
-
-    def logits(hidden: Tensor) -> Tensor:
-        out = head(hidden)
-        out = out * times if times else out
-        out = out / over if over else out
-        return torch.tanh(out / cap) * cap if cap else out
-
-    return logits

@@ -17,6 +17,7 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _OMP_PAUSE_HARD = 2  # of omp.h
 _LARGE = 4 * 2**20  # bytes; tensors of a whole micro-batch are larger, those of a layer's inside are not
+_SPARE = 16 * 2**20  # bytes at its heap's end that a process keeps: less, and it asks for them again all the time
 _TRY = "import torch; a = torch.ones(64, 64, dtype=torch.bfloat16); a @ a"
 
 
@@ -68,4 +69,4 @@ def give_back_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_TRIM_THRESHOLD, _LARGE)
+        mallopt(_M_TRIM_THRESHOLD, _SPARE)

@@ -1,6 +1,8 @@
 """A trained reward model as a callable: prompts and responses in, one score each out."""
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from rlhf.data.encode import CutReport, Encoder
@@ -24,16 +26,21 @@ class RewardModel:
         model: a classifier with one label.
         tokenizer: its tokenizer, with a chat template and a pad token that is not eos.
         max_length: tokens of prompt and response together; longer prompts lose their start.
-        batch_size: sequences scored at a time.
+        batch_size: sequences scored at a time, at most.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int, batch_size: int = 32) -> None:
+        from rlhf.packing import pack_rows
+
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.encoder = Encoder(tokenizer)
         self.max_length = max_length
         self.batch_size = batch_size
         self.cut = CutReport()
+        self.bf16 = False  # whether all but the last layer compute in it
+        self.own = _is_own(model)
+        self.packs = self.own and model.device.type == "cpu" and pack_rows(model)
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str], **_: Any) -> list[float]:
         """The score of each response; higher is better, only differences mean something."""
@@ -50,22 +57,56 @@ class RewardModel:
         import torch
 
         scores = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        size = scoring_batch(self.batch_size, self.model)
         with torch.no_grad():
-            for start in range(0, len(order), size):
-                batch = order[start : start + size]
-                width = max(len(rows[row]) for row in batch)
-                input_ids = torch.full((len(batch), width), self.tokenizer.pad_token_id)
-                mask = torch.zeros(len(batch), width, dtype=torch.long)
-                for at, row in enumerate(batch):
-                    input_ids[at, : len(rows[row])] = torch.tensor(rows[row])
-                    mask[at, : len(rows[row])] = 1
-                device = self.model.device
-                logits = self.model(input_ids=input_ids.to(device), attention_mask=mask.to(device)).logits
-                for row, score in zip(batch, logits[:, 0].float().tolist(), strict=True):
+            for batch in self._batches([len(row) for row in rows]):
+                for row, score in zip(batch, self._score([rows[row] for row in batch]).tolist(), strict=True):
                     scores[row] = score
         return scores
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Rows that go through the model together, of like length."""
+        from rlhf.packing import CPU_TOKENS
+
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+        size = scoring_batch(self.batch_size, self.model)
+        while order:
+            batch = order[:size]
+            if self.packs:
+                tokens = list(accumulate(lengths[row] for row in batch))
+                batch = batch[: max(1, bisect_right(tokens, CPU_TOKENS))]
+            yield batch
+            order = order[len(batch) :]
+
+    def _score(self, rows: list[list[int]]) -> Any:
+        """The scores of rows, `(batch,)` float32, in one forward pass."""
+        import torch
+
+        from rlhf.layers import causal, trunk
+        from rlhf.packing import packed_hidden
+
+        device, width = self.model.device, max(len(row) for row in rows)
+        input_ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (width - len(row)) for row in rows]).to(device)
+        last = torch.tensor([len(row) - 1 for row in rows], device=device)
+        places = torch.arange(width, device=device)
+        mask = (places <= last[:, None]).long()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            if not self.own:
+                return self.model(input_ids=input_ids, attention_mask=mask).logits[:, 0].float()
+            if self.packs:
+                hidden = packed_hidden(self.model, input_ids, places == last[:, None])
+            else:
+                hidden = trunk(self.model)(input_ids=input_ids, attention_mask=mask).last_hidden_state
+                hidden = hidden[torch.arange(len(rows), device=device), last]
+        # Outside: in bf16 scores of 2 and more are whole hundredths apart.
+        score = causal(self.model).score
+        return score(hidden.to(score.weight.dtype))[:, 0].float()
+
+
+def _is_own(model: Any) -> bool:
+    """Whether it is a classifier of transformers' own whose score is its last layer's, at a row's last token."""
+    from rlhf.layers import causal
+
+    return type(causal(model)).__module__.startswith("transformers.") and hasattr(causal(model), "score")
 
 
 def load_reward_model(

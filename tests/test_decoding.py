@@ -11,8 +11,10 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
-from rlhf.decoding import check_decoding, decode, draw, rollout_cache, trunk
+from rlhf.decoding import check_decoding, decode, draw, rollout_cache
 from rlhf.errors import UserError
+from rlhf.layers import trunk
+from rlhf.packing import pack_rows
 from tests.architectures import SETTINGS, lora, tiny
 
 PROMPTS = [[5, 3, 9], [40, 7, 8, 12, 60, 33, 21, 4, 50], [6, 0, 0, 11, 63, 62], [30], [1, 2, 3, 4, 5, 6, 7], [9, 30]]
@@ -81,14 +83,35 @@ def shapes(policy: Any) -> Any:
 # The same replies as the plain sampler's
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("architecture", SETTINGS)
-def test_replies_are_those_of_a_sampler_without_cache_and_padding(architecture: str) -> None:
+def test_replies_are_those_of_a_sampler_without_cache_and_padding(architecture: str, packed: bool) -> None:
     model = tiny(architecture)
+    if packed and not pack_rows(model):
+        return  # as it is without
     wanted = [sample(model, prompt, row, STOPS, 0.9) for prompt, row in zip(PROMPTS, UNIFORMS, strict=True)]
     ended = [reply[-1] in STOPS for reply in wanted]
     assert any(ended) and max(map(len, wanted)) > 5  # else there were nothing to see
     assert replies_of(model, PROMPTS, UNIFORMS, temperature=0.9) == wanted
     assert replies_of(model, PROMPTS, UNIFORMS, batch_size=4, temperature=0.9) == wanted
+
+
+def test_packed_prompts_are_read_without_padding_and_keys_are_float32() -> None:
+    model = tiny("llama")
+    pack_rows(model)
+    seen: list[tuple[int, ...]] = []
+    trunk(model).register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        replies = replies_of(model, PROMPTS, UNIFORMS)
+    assert seen[0] == (1, sum(map(len, PROMPTS))) and {width for _, width in seen[1:]} == {1}
+    assert [len(reply) > 0 for reply in replies] == [True] * len(PROMPTS)
+    check_decoding(model, PROMPTS, replies, UNIFORMS, 1.0)
+    for kept_as, wanted in ((None, torch.bfloat16), (torch.float32, torch.float32)):
+        layer: Any = rollout_cache(model.config, 4, kept_as).layers[0]
+        keys, values = layer.update(*torch.ones(2, 1, 2, 3, 16, dtype=torch.bfloat16))
+        assert {keys.dtype, values.dtype} == {wanted} and torch.equal(keys, torch.ones(1, 2, 3, 16, dtype=wanted))
 
 
 def test_the_list_has_windows_and_models_without_positions() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.decoding import cut, decode, draw, logits_of, trunk
+from rlhf.decoding import cut, decode, draw
 from rlhf.decoding_graph import FixedDecoder, can_be_fixed
+from rlhf.layers import logits_of, trunk
 from rlhf.models import load_policy
 
 

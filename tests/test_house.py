@@ -24,10 +24,10 @@ ROWS = [
     ["rlhf.likelihood", "rlhf.training", "rlhf.streaming"],
     ["rlhf.generate"],
     ["rlhf.models", "rlhf.resume"],
-    ["rlhf.lineage", "rlhf.packing"],
-    ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.decoding", "rlhf.parts"],
+    ["rlhf.lineage", "rlhf.decoding"],
+    ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.packing", "rlhf.parts"],
     ["rlhf.config", "rlhf.decoding_graph"],
-    ["rlhf.records"],
+    ["rlhf.records", "rlhf.layers"],
     ["rlhf.errors", "rlhf.hardware", "rlhf.usage", "rlhf.throughput"],
 ]  # fmt: skip
 # A room that reaches into another one on purpose, and why.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from rlhf.decoding import trunk
+from rlhf.layers import trunk
 from rlhf.packing import pack_rows, packed_hidden, packs_rows
 from rlhf.ppo.networks import kept_hidden
 from tests.architectures import SETTINGS, close, lora, tiny
@@ -140,3 +140,55 @@ def test_a_window_is_seen_by_its_setting_alone() -> None:
 def test_a_saved_model_does_not_name_it(tmp_path: Path) -> None:
     packing("llama").save_pretrained(tmp_path)
     assert "row_by_row" not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("architecture", sorted(PACKED))
+def test_the_last_mlp_is_asked_about_kept_tokens_alone(architecture: str) -> None:
+    model, counted = packing(architecture), list[int]()
+    mlps = [module for name, module in trunk(model).named_modules() if name.endswith(".mlp")]
+    for mlp in mlps:
+        mlp.register_forward_hook(lambda _, inputs, output: counted.append(inputs[0].shape[1]))
+    ids, seen = rows_and_seen()
+    keep = torch.zeros_like(seen)
+    keep[0, 2] = keep[0, 7] = keep[2, 4] = True
+    found = packed_hidden(model, ids, keep)
+    close(found, alone(tiny(architecture))[[2, 7, 16]])
+    # OPT has its two layers without a module around them, and computes both everywhere.
+    assert counted == ([] if architecture == "opt" else [8 + 5, 3])
+    wanted = gradients(plain := tiny(architecture), alone(plain)[[2, 7, 16]])
+    for name, gradient in gradients(model, packed_hidden(model, ids, keep)).items():
+        close(gradient, wanted[name], atol=1e-4)
+    counted.clear()
+    trunk(model)(input_ids=ids)
+    assert counted == [ids.shape[1]] * len(mlps)  # the next call is as any other
+
+
+def test_an_error_leaves_no_hook() -> None:
+    model = packing("llama")
+    trunk(model).norm.register_forward_pre_hook(lambda *_: 1 / 0)
+    ids, seen = rows_and_seen()
+    with pytest.raises(ZeroDivisionError):
+        packed_hidden(model, ids, seen)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_in_bf16_attention_is_in_float32_and_numbers_of_tokens_are_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (ids, seen) = packing("llama"), rows_and_seen()
+    counted, dtypes = list[int](), set[torch.dtype]()
+    trunk(model).embed_tokens.register_forward_hook(lambda _, inputs, output: counted.append(inputs[0].numel()))
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def asked(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dtypes.add(query.dtype)
+        return sdpa(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", asked)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = packed_hidden(model, ids, seen)
+    torch.testing.assert_close(found.float(), alone(tiny("llama")), rtol=0.1, atol=0.1)
+    assert (counted, dtypes) == ([64], {torch.float32})
+    half = packing("llama").bfloat16()
+    with torch.no_grad():
+        found = packed_hidden(half, ids, seen)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), alone(tiny("llama")), rtol=0.2, atol=0.2)

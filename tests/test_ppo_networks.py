@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlhf.decoding import logits_of, trunk
 from rlhf.errors import UserError
+from rlhf.layers import logits_of, trunk
 from rlhf.ppo import networks
-from rlhf.ppo.networks import Reference, disable_dropout, token_entropy, token_logps
+from rlhf.ppo.networks import Reference, disable_dropout, token_logps, token_logps_and_entropy
 from tests.architectures import SETTINGS, VOCABULARY, close, lora, tiny
 
 WITH_A_HEAD_OF_THEIR_OWN = {"gemma2", "gemma3_text", "cohere", "granite", "hyperclovax"}
@@ -55,28 +55,31 @@ def by_hand(*probabilities: float) -> Callable[[Tensor], Tensor]:
     return lambda hidden: torch.tensor(probabilities).log().expand(len(hidden), -1)
 
 
+def entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, temperature: float) -> Tensor:
+    return token_logps_and_entropy(head, hidden, torch.zeros(len(hidden), dtype=torch.long), temperature)[1]
+
+
 def test_log_probabilities_by_hand() -> None:
-    head, hidden = by_hand(0.5, 0.25, 0.25), torch.zeros(3, 1)
-    found = token_logps(head, hidden, torch.tensor([0, 1, 2]), temperature=1.0)
-    close(found.exp(), torch.tensor([0.5, 0.25, 0.25]))
+    head, hidden, targets = by_hand(0.5, 0.25, 0.25), torch.zeros(3, 1), torch.tensor([0, 1, 2])
     # At temperature 1/2 the probabilities are as their squares: 4, 1 and 1 of 6.
-    found = token_logps(head, hidden, torch.tensor([0, 1, 2]), temperature=0.5)
-    close(found.exp(), torch.tensor([4 / 6, 1 / 6, 1 / 6]))
+    for temperature, wanted in ((1.0, [0.5, 0.25, 0.25]), (0.5, [4 / 6, 1 / 6, 1 / 6])):
+        close(token_logps(head, hidden, targets, temperature).exp(), torch.tensor(wanted))
+        close(token_logps_and_entropy(head, hidden, targets, temperature)[0].exp(), torch.tensor(wanted))
 
 
 def test_the_entropy_of_even_odds_is_the_log_of_the_vocabulary() -> None:
     even = by_hand(*[1 / 50] * 50)
     for temperature in (0.3, 1.0, 4.0):
-        close(token_entropy(even, torch.zeros(4, 1), temperature), torch.full((4,), math.log(50)))
+        close(entropy(even, torch.zeros(4, 1), temperature), torch.full((4,), math.log(50)))
 
 
 def test_entropy_by_hand() -> None:
     # 1/4 log 4 + 3/4 log 4/3. At temperature 1/2: a tenth and nine tenths.
     head, hidden = by_hand(0.25, 0.75), torch.zeros(2, 1)
     wanted = math.log(4) / 4 + 3 * math.log(4 / 3) / 4
-    close(token_entropy(head, hidden, 1.0), torch.full((2,), wanted))
+    close(entropy(head, hidden, 1.0), torch.full((2,), wanted))
     wanted = math.log(10) / 10 + 9 * math.log(10 / 9) / 10
-    close(token_entropy(head, hidden, 0.5), torch.full((2,), wanted))
+    close(entropy(head, hidden, 0.5), torch.full((2,), wanted))
 
 
 @settings(max_examples=30, deadline=None)
@@ -105,7 +108,9 @@ def test_pieces_give_what_the_whole_gives(tokens: int, width: int, limit: int, t
         with torch.no_grad():
             close(token_logps(head, hidden, targets, temperature), wanted)
             logps = torch.log_softmax(hidden @ weight.T / temperature, -1)
-            close(token_entropy(head, hidden, temperature), -(logps.exp() * logps).sum(-1))
+            both = token_logps_and_entropy(head, hidden, targets, temperature)
+            close(both[0], wanted)
+            close(both[1], -(logps.exp() * logps).sum(-1))
     assert max(sizes) <= max(1, limit // 11)  # logits at a time, in the backward pass too
 
 

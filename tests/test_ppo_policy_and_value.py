@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from rlhf.decoding import trunk
 from rlhf.errors import UserError
+from rlhf.layers import trunk
 from rlhf.packing import pack_rows
 from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, Reference, kept_hidden, score_head
 from tests.architectures import SETTINGS, close, lora, tiny

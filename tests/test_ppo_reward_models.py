@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf import packing
 from rlhf.errors import UserError
 from rlhf.models import load_causal, load_classifier, load_tokenizer
-from rlhf.ppo.rewards import load_rewards
+from rlhf.ppo.rewards import load_rewards, unwrapped
 from rlhf.ppo.scores import score
-from rlhf.scoring import load_reward_model
+from rlhf.scoring import RewardModel, load_reward_model, load_score_model
 from tests.reward_cases import COMPLETIONS, PROMPTS, TEXTS, ask
 
 
@@ -106,3 +107,41 @@ def test_what_cannot_score_is_refused(policy_folder: Path, reward_folder: Path, 
         with pytest.raises(UserError) as error:
             load_rewards(item)
         assert message in str(error.value)
+
+
+def rows_of_ids(seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 40, (9,), generator=generator).tolist()
+    return [torch.randint(5, 60, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("limit", [10, 64, 1024])
+def test_on_a_cpu_rows_are_scored_end_to_end(reward_folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    monkeypatch.setattr(packing, "CPU_TOKENS", limit)
+    reward, rows, seen = load_score_model(str(reward_folder)), rows_of_ids(), list[list[int]]()
+    wanted = [reward.model(torch.tensor([row])).logits.item() for row in rows]
+    reward.model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append([kwargs["input_ids"].numel(), kwargs["attention_mask"].numel()]),
+        with_kwargs=True,
+    )
+    assert reward.score_ids(rows) == pytest.approx(wanted, abs=1e-5)
+    assert sum(tokens for tokens, _ in seen) == sum(map(len, rows))  # no padding
+    assert all(tokens <= limit or num_rows == 1 for tokens, num_rows in seen)
+    if limit == 1024:
+        assert len(seen) == 1
+        reward.batch_size = 2
+        reward.score_ids(rows)
+        assert [num_rows for _, num_rows in seen[1:]] == [2, 2, 2, 2, 1]
+
+
+def test_in_bf16_a_score_is_no_coarser_than_its_layers(reward_folder: Path) -> None:
+    (reward,) = load_rewards(str(reward_folder), bf16=True)
+    model, rows = unwrapped(reward.function), rows_of_ids()
+    assert isinstance(model, RewardModel)
+    found, exact = model.score_ids(rows), load_score_model(str(reward_folder)).score_ids(rows)
+    assert found != exact and found == pytest.approx(exact, abs=0.05)
+    assert found != torch.tensor(found).bfloat16().tolist()
+    model.packs = False  # as on a GPU
+    assert model.score_ids(rows) == pytest.approx(exact, abs=0.05)
+    model.bf16 = False
+    assert model.score_ids(rows) == pytest.approx(exact, abs=1e-5)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.decoding import draw, logits_of, rollout_cache, trunk
+from rlhf.decoding import draw, rollout_cache
 from rlhf.implicit import is_implicit
+from rlhf.layers import logits_of, trunk
 from rlhf.planner.dry_run import Peak, dry_forward, placed, shapes_only, without_data
 from rlhf.planner.options import Setting
 from rlhf.planner.shapes import causal_model, classifier_model, count, read_config, with_layers

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.decoding import trunk
+from rlhf.layers import trunk
 from rlhf.models import context_length, load_tokenizer
 from rlhf.ppo.networks import active_adapter, disable_dropout
 from rlhf.scoring import RewardModel
@@ -45,7 +45,8 @@ class BackboneClassifier:
         with active_adapter(self.policy, self.adapter):
             hidden = trunk(self.policy)(input_ids=input_ids, use_cache=False).last_hidden_state
         kept = hidden[torch.arange(len(last), device=last.device), last]
-        return SimpleNamespace(logits=kept.float() @ self.head.to(kept.device).T)
+        with torch.autocast(kept.device.type, enabled=False):  # the trunk may be under one
+            return SimpleNamespace(logits=kept.float() @ self.head.to(kept.device).T)
 
 
 def on_backbone(policy: Any, path: str, max_length: int | None, batch_size: int) -> RewardModel | None:

@@ -6,6 +6,7 @@ from transformers import TrainingArguments
 
 from rlhf.errors import UserError
 from rlhf.hardware import spare_broken_amx
+from rlhf.packing import CPU_TOKENS
 
 _CHOICES = {
     "kl_estimator": ("k1", "k3"),
@@ -138,7 +139,7 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.micro_batch_tokens is None:
-            self.micro_batch_tokens = 1024 if self.device.type == "cpu" else 16_384
+            self.micro_batch_tokens = CPU_TOKENS if self.device.type == "cpu" else 16_384
         if self.bf16 and self.device.type == "cpu":
             spare_broken_amx()
         for key, choices in _CHOICES.items():

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import gather_object
 from trl.models.utils import unwrap_model_for_generation
 
-from rlhf.decoding import logits_of
+from rlhf.layers import logits_of
 from rlhf.ppo.checkpoint import Checkpoints
 from rlhf.ppo.endpoint import RewardError
 from rlhf.ppo.engines import Engine

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlhf.decoding import causal, logits_of, trunk
 from rlhf.errors import UserError
+from rlhf.layers import causal, logits_of, trunk
 from rlhf.packing import packed_hidden, packs_rows
 
 # Logits held at a time: more are computed in pieces, and once again in the backward pass.
@@ -76,8 +76,11 @@ class PolicyAndValue(nn.Module):
         hidden = logps = values = spread = torch.zeros(0, device=input_ids.device)
         if part != "value":
             hidden, logits = kept_hidden(self.policy, input_ids, keep), logits_of(self.policy)
-            logps = token_logps(logits, hidden, input_ids[:, 1:][keep], temperature)
-            spread = token_entropy(logits, hidden, temperature) if entropy else spread
+            targets = input_ids[:, 1:][keep]
+            if entropy:
+                logps, spread = token_logps_and_entropy(logits, hidden, targets, temperature)
+            else:
+                logps = token_logps(logits, hidden, targets, temperature)
         if part != "policy":
             values = self._values(input_ids, keep, hidden.detach() if detach_value else hidden)
         return logps, values, spread
@@ -137,8 +140,7 @@ def score_head(classifier: Any) -> Any:
 def kept_hidden(model: Any, input_ids: Tensor, keep: Tensor) -> Tensor:
     """The last hidden states that predict the kept tokens, `(tokens, hidden)`; what lies behind these is left out."""
     if packs_rows(model):
-        seen = keep.flip(1).cumsum(1).flip(1) > 0  # up to the last that is kept
-        return packed_hidden(model, input_ids[:, :-1], seen)[keep[seen]]
+        return packed_hidden(model, input_ids[:, :-1], keep)
     hidden = trunk(model)(input_ids=input_ids, use_cache=False).last_hidden_state
     return hidden[:, :-1][keep]
 
@@ -162,20 +164,21 @@ def token_logps(logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Ten
     return torch.cat([checkpoint(piece, h, t, use_reentrant=False) for h, t in pieces])  # type: ignore[misc]
 
 
-def token_entropy(logits: Callable[[Tensor], Tensor], hidden: Tensor, temperature: float) -> Tensor:
-    """The entropy of each token's distribution in nats, `(tokens,)`."""
-    size = _piece(logits, hidden)
-    return torch.cat([_entropy(_scaled(logits(part), temperature)) for part in hidden.split(size)])
+def token_logps_and_entropy(
+    logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`token_logps`, and the entropy of each token's distribution in nats, from the same logits; not to train on."""
+    pieces, size = [], _piece(logits, hidden)
+    for part, tokens in zip(hidden.split(size), targets.split(size), strict=True):
+        each = torch.log_softmax(_scaled(logits(part), temperature), dim=-1)
+        pieces.append(torch.stack([each.gather(1, tokens[:, None]).squeeze(1), -(each.exp() * each).sum(-1)]))
+    logps, entropies = torch.cat(pieces, dim=1)
+    return logps, entropies
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     """In float32; at temperature 1 they are as they are, and the whole vocabulary need not be gone over."""
     return logits.float() if temperature == 1.0 else logits.float() / temperature
-
-
-def _entropy(logits: Tensor) -> Tensor:
-    logps = torch.log_softmax(logits, dim=-1)
-    return -(logps.exp() * logps).sum(-1)
 
 
 def _piece(logits: Callable[[Tensor], Tensor], hidden: Tensor) -> int:

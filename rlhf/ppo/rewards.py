@@ -43,6 +43,7 @@ def load_rewards(
     batch_size: int = 32,
     trust_remote_code: bool = False,
     policy: Any = None,
+    bf16: bool = False,
 ) -> list[Reward]:
     """Reward functions from what a user may give for them.
 
@@ -55,6 +56,7 @@ def load_rewards(
         batch_size: completions that go to a classifier or an endpoint at a time.
         trust_remote_code: run a checkpoint's own code.
         policy: a LoRA policy; a reward model that is a LoRA on the same base is scored on its weights.
+        bf16: the layers of classifiers compute in bf16, all but the last.
 
     Raises:
         UserError: something else was given, or a checkpoint is no reward model.
@@ -65,6 +67,8 @@ def load_rewards(
     rewards: dict[str, Reward] = {}
     for item in items:
         function = _function(item, max_length, batch_size, trust_remote_code, policy)
+        if isinstance(model := unwrapped(function), RewardModel):
+            model.bf16 = bf16
         name = base = _name(item)
         number = 1
         while name in rewards:

@@ -73,7 +73,11 @@ class PPOTrainer(Updates, Experience):
             policy, tokenizer, args, reward_funcs, ref_model=ref_model, value_model=value_model, peft_config=peft_config
         )
         self.rewards = load_rewards(
-            reward_funcs, None, args.per_device_eval_batch_size, trust_remote_code=trust, policy=networks.policy
+            reward_funcs,
+            batch_size=args.per_device_eval_batch_size,
+            trust_remote_code=trust,
+            policy=networks.policy,
+            bf16=args.bf16,
         )
         combine([[0.0]] * len(self.rewards), args.reward_weights, args.reward_ensemble, args.reward_ensemble_k)
         super().__init__(
