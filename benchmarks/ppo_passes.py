@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     arguments = parser.parse_args()
     rows = [measure(Path(arguments.folder.format(seed=seed)), seed) for seed in arguments.seeds]
-    RESULTS.write_text(json.dumps({"full": FULL, "seeds": rows}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({"full": FULL, "best_bf16": BF16, "seeds": rows}, indent=2) + "\n")
     print(table(rows))
 
 

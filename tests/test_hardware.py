@@ -122,7 +122,9 @@ def count():
     compute()
     print(len(os.listdir("/proc/self/task")) - before)
 
-if sys.argv[1] == "reward":
+if "reward" in sys.argv[1]:
+    if "ended" in sys.argv[1]:
+        end_thread_team()
     _Worker.run(count, 60)
 else:
     done, go = threading.Event(), threading.Event()
@@ -142,4 +144,5 @@ def test_a_reward_that_computes_leaves_no_threads_behind() -> None:
         return [int(line) for line in done.stdout.split()]
 
     assert more("as usual") == [1 + 2]  # the thread, and its team's other two
-    assert more("reward") == [1, 1]  # while it computes and afterwards there is one team, of the thread that computes
+    assert more("reward") == [1 + 2, 1]  # while it computes, and afterwards
+    assert more("reward, this thread's team ended before") == [1, 1]

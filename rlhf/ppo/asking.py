@@ -84,7 +84,6 @@ class _Worker:
         if cls.current is None or not cls.current.thread.is_alive():  # not alive: this process is a fork
             cls.current = cls()
         done = threading.Event()
-        end_thread_team()  # this thread's, which only waits, beside that of the one that scores
         cls.current.calls.put((call, done))
         if not done.wait(min(timeout, threading.TIMEOUT_MAX)):
             cls.current = None
