@@ -115,7 +115,7 @@ def _attention(
     """`sdpa`, row by row where the mask is the rows' lengths; on a CPU in float32, whatever it is asked in.
 
     In 16 bits PyTorch's takes several times as long there for one query, and keeps a kernel of each length that it
-    ever saw: half a gigabyte in a round of PPO (docs/results.md).
+    ever saw: half a gigabyte in a round of PPO (docs/decisions.md).
 
     The states are `(1, heads, tokens, size)`; returns `(1, tokens, heads, size)`.
     """
