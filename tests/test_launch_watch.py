@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from rlhf.launcher.memory import next_setting
-from rlhf.launcher.watch import Watch, last_lines, read_news
+from rlhf.launcher.watch import End, Watch, last_lines, read_news
 from rlhf.resume import drop_torn_checkpoints, is_whole, newest_checkpoint
 
 
@@ -96,6 +97,28 @@ def test_the_first_rank_that_failed_is_named_and_memory_is_not_tried_again(tmp_p
         f"rank 1 on here ended with exit code 1 during step 7; its last lines, of {log}:\n"
         "    Traceback\n    torch.OutOfMemoryError: CUDA out of memory. Tried to ..."
     )
+
+
+# As soon as it runs, and once more when it is torchrun: SLURM signals whatever processes a step has.
+_SIGNALLED = """
+import os, signal, sys, types
+os.kill(os.getpid(), signal.SIGUSR1)
+from rlhf.launcher import agent
+def torchrun(rest):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert signal.SIGUSR1 not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # ranks inherit it
+sys.modules["torch.distributed.run"] = types.SimpleNamespace(main=torchrun)
+agent.main([sys.argv[1]])
+"""
+
+
+def test_a_signal_that_comes_while_torchrun_starts_does_not_end_it(tmp_path: Path) -> None:
+    for part in ("logs", "ranks"):
+        (tmp_path / part).mkdir()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    end = Watch(tmp_path, range(1), dict(os.environ)).run([sys.executable, "-c", _SIGNALLED, str(tmp_path)])
+    assert end == End(0), (tmp_path / "logs" / "node-0.log").read_text()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 _LOST = """

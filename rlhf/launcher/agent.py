@@ -15,6 +15,7 @@ def main(argv: list[str]) -> None:
     """Start this node's ranks and wait for them. Exit code 1 where one failed."""
     die_with_parent()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # meant for the ranks, where a whole process group gets it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # the watch held it back until here
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 

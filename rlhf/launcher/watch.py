@@ -96,10 +96,11 @@ class Watch:
         self._begun = time.time()
         output = self.folder / "logs" / f"node-{self.ranks.start}.log"
         with output.open("ab") as log, self._listening():
-            agent = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
+            with _held_back(signal.SIGUSR1):
+                agent = subprocess.Popen(
+                    command, env=self.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )  # fmt: skip
             try:
                 end = self._wait(agent)
             finally:
@@ -342,6 +343,19 @@ def _how(code: int) -> str:
         return signal.Signals(-code).name
     except ValueError:
         return f"signal {-code}"
+
+
+@contextmanager
+def _held_back(number: int) -> Iterator[None]:
+    """Have the kernel keep a signal for this thread, and for processes started meanwhile until they let it in.
+
+    SLURM signals every process of a step; a child that has only begun knows no handler yet and would die of it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _size(path: Path) -> int:
