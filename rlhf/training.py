@@ -22,6 +22,7 @@ from trl import ModelConfig, get_quantization_config
 
 from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
+from rlhf.hardware import denormals_flushed
 from rlhf.models import load_causal
 from rlhf.resume import NumRanks, drop_torn_checkpoints, newest_checkpoint, prepare_resume
 from rlhf.runs import RunFolder, is_main_process
@@ -167,7 +168,7 @@ def train(trainer: Any, folder: RunFolder, resume: bool) -> dict[str, float]:
     for callback in (stop, NumRanks(), *([Heartbeat(beat)] if (beat := os.environ.get("RLHF_BEAT")) else [])):
         trainer.add_callback(callback)
     with _quiet():
-        with stop.listening():
+        with stop.listening(), denormals_flushed():
             result = trainer.train(resume_from_checkpoint=last)
         if stop.stopped:
             _leave_at_checkpoint()

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rlhf.models import load_causal, load_tokenizer
 from rlhf.ppo import PPOConfig, PPOTrainer
 
@@ -36,6 +38,13 @@ def count_e_in_texts(prompts: list[Any], responses: list[str], **_: Any) -> list
 def prompts(count: int = 32) -> list[dict[str, Any]]:
     """Conversations of one turn and different lengths, with a column beside them."""
     return [{"prompt": [{"role": "user", "content": f"Hello {n}" + " please" * (n % 5)}], "n": n} for n in range(count)]
+
+
+def denormals_are_zero() -> bool:
+    """Whether every thread that computes for this one takes numbers under 1e-38 for 0; a mix fails."""
+    halves = torch.full((2**21,), 1e-38) * 0.01  # enough for all threads
+    assert halves.any() == halves.all()
+    return not bool(halves.any())
 
 
 def lora(rank: int = 4) -> Any:

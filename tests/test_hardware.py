@@ -78,10 +78,10 @@ if sys.argv[1] == "given back":
     give_back_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-size = 6 * 2**20
+size = 24 * 2**20
 for turn in range(2):  # the first one teaches glibc to keep blocks of this size
     blocks, pins = [], []
-    for _ in range(40):
+    for _ in range(10):
         blocks.append(libc.malloc(size))
         ctypes.memset(blocks[-1], 1, size)
         pins.append(libc.malloc(64 * 1024))  # what was allocated after it
@@ -93,7 +93,7 @@ print(pages * 4096 // 2**20)
 
 
 def test_freed_memory_goes_back_to_the_system() -> None:
-    """Forty blocks of 6 MiB, each with a small one behind it that stays."""
+    """Ten blocks of 24 MiB, each with a small one behind it that stays."""
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("this C library is not glibc")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
@@ -146,3 +146,28 @@ def test_a_reward_that_computes_leaves_no_threads_behind() -> None:
     assert more("as usual") == [1 + 2]  # the thread, and its team's other two
     assert more("reward") == [1 + 2, 1]  # while it computes, and afterwards
     assert more("reward, this thread's team ended before") == [1, 1]
+
+
+_DENORMALS = """
+import torch
+from rlhf.hardware import denormals_flushed
+
+def kept():
+    return ((torch.full((2**21,), 1e-38) * 0.01) != 0).float().mean().item()
+
+torch.set_num_threads(3)
+print(kept())  # the threads are there before it begins
+with denormals_flushed():
+    print(kept())
+    try:
+        with denormals_flushed():
+            raise KeyError
+    except KeyError:
+        print(kept())  # as the outer one has it
+print(kept())
+"""
+
+
+def test_denormals_are_flushed_in_all_threads_that_compute() -> None:
+    done = subprocess.run([sys.executable, "-c", _DENORMALS], capture_output=True, text=True, check=True)
+    assert [float(line) for line in done.stdout.split()] == [1.0, 0.0, 0.0, 1.0]

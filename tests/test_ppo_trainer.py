@@ -298,14 +298,15 @@ def test_gradient_checkpointing_gives_the_same_weights(policy_folder: Path, tmp_
 
 
 def test_numbers_that_are_almost_zero_are_zero_in_training_alone(policy_folder: Path, tmp_path: Path) -> None:
-    seen: list[float] = []
+    seen: list[bool] = []
 
-    def tiny() -> float:
-        return (torch.tensor([1e-38]) * 0.01).item()
+    def reward(completions: list[Any], **_: Any) -> list[float]:
+        seen.append(cases.denormals_are_zero())
+        return [0.0] * len(completions)
 
-    trainer = cases.trainer(policy_folder, tmp_path, max_steps=1)
+    trainer = cases.trainer(policy_folder, tmp_path, reward, max_steps=1)
     inner = trainer.advantages
-    trainer.advantages = lambda *args: seen.append(tiny()) or inner(*args)  # type: ignore[method-assign,func-returns-value]
+    trainer.advantages = lambda *args: seen.append(cases.denormals_are_zero()) or inner(*args)  # type: ignore[method-assign,func-returns-value]
     trainer.train()
-    assert seen == [0.0]
-    assert tiny() > 0
+    assert seen == [True, True]
+    assert not cases.denormals_are_zero()

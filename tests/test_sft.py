@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from rlhf import training
 from rlhf.errors import UserError
+from tests import ppo_cases as cases
 from tests import stages
 from tests.tiny import tiny_policy
 
@@ -29,6 +31,22 @@ def test_it_learns_and_saves_a_plain_checkpoint(tmp_path: Path, policy_folder: P
     assert AutoTokenizer.from_pretrained(out).chat_template
     assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 320
     assert not list(out.glob("*.bin"))  # nothing that needs unpickling
+
+
+def test_numbers_that_are_almost_zero_are_zero_in_training_alone(
+    tmp_path: Path, policy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adam's averages of embeddings that were seen once are among them, and slow a CPU down by much."""
+    seen: list[bool] = []
+
+    class Looks(training.RunLog):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seen.append(cases.denormals_are_zero())
+
+    monkeypatch.setattr(training, "RunLog", Looks)
+    _sft(tmp_path, policy_folder, output_dir=tmp_path / "run", max_steps=2)
+    assert seen == [True, True]
+    assert not cases.denormals_are_zero()
 
 
 def test_only_the_reply_is_trained_on(tmp_path: Path, policy_folder: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
 from rlhf.data.encode import CutReport
-from rlhf.hardware import give_back_freed_memory
+from rlhf.hardware import denormals_flushed, give_back_freed_memory
 from rlhf.models import load_causal, load_tokenizer, stop_ids
 from rlhf.ppo import losses
 from rlhf.ppo.build import build_models, check_arguments
@@ -121,16 +121,13 @@ class PPOTrainer(Updates, Experience):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; with `ema_decay` the policy then has the average of its weights."""
-        # A sure policy's probabilities and gradients are full of numbers under 1e-38, which CPUs handle very slowly.
-        # Only while training: other code of this process may count on them.
-        torch.set_flush_denormal(True)
-        if self.args.device.type == "cpu":
-            give_back_freed_memory()
-        try:
-            output = super().train(*args, **kwargs)
-        finally:
-            self.is_in_train = False  # Trainer leaves it where a round fails
-            torch.set_flush_denormal(False)
+        with denormals_flushed():
+            if self.args.device.type == "cpu":
+                give_back_freed_memory()
+            try:
+                output = super().train(*args, **kwargs)
+            finally:
+                self.is_in_train = False  # Trainer leaves it where a round fails
         if self.average is not None:
             self.average.copy_to(self.model.policy)
         return output
