@@ -8,7 +8,7 @@ from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
 from rlhf.likelihood import encode_replies, sequence_nlls
 from rlhf.lineage import Lineage, run_folder, trace
-from rlhf.models import Policy, load_causal, load_policy, load_tokenizer, whole_on_each_rank
+from rlhf.models import Policy, load_policy, load_to_ask, load_tokenizer, whole_on_each_rank
 from rlhf.records import Messages
 from rlhf.runs import read_run
 
@@ -66,7 +66,7 @@ def load_implicit_reward(
     beta, start = _beta_and_start(path)
     with whole_on_each_rank():
         policy = load_policy(path, trust_remote_code=trust_remote_code)
-        reference = load_causal(start, trust_remote_code=trust_remote_code).eval().to(policy.model.device)
+        reference = load_to_ask(start, trust_remote_code=trust_remote_code)
     if policy.tokenizer.get_vocab() != load_tokenizer(start, trust_remote_code=trust_remote_code).get_vocab():
         raise UserError(f"{path}: has not the tokenizer of its start, {start}; give the start that it had")
     theirs = Policy(reference, policy.tokenizer, policy.encoder, start, policy.max_length)

@@ -1,7 +1,7 @@
 """How likely texts are under a policy, and how far it has moved from its reference on the replies that it writes."""
 
 import contextlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any
 
 from rlhf.data.encode import CutReport
@@ -47,16 +47,32 @@ def kl_batches(
 
     scale = temperature if temperature > 0 else 1.0
     batch_size = scoring_batch(batch_size, policy.model)
+    encoded = [(row.prompt_ids + row.ids, [0] * len(row.prompt_ids) + [1] * len(row.ids)) for row in replies]
+    order = sorted(range(len(replies)), key=lambda row: len(encoded[row][0]))
+    models = (policy.model, reference.model)
     with torch.no_grad(), _evaluating(policy.model), _evaluating(reference.model):
-        for number, (rows, input_ids, attention, keep) in enumerate(_padded(policy, replies, batch_size)):
+        for number, start in enumerate(range(0, len(order), batch_size)):
             if number in skip:
                 continue
-            logps = torch.log_softmax(_logits(policy.model, input_ids, attention, keep) / scale, dim=-1)
-            others = torch.log_softmax(_logits(reference.model, input_ids, attention, keep) / scale, dim=-1)
-            kl = (logps.exp() * (logps - others)).sum(-1)  # (tokens of all replies,)
-            table = kl.new_zeros(keep.shape)
-            table[keep] = kl
-            yield number, list(zip(rows, table.sum(-1).clamp(min=0).tolist(), strict=True))
+            rows = order[start : start + batch_size]
+            totals = list[float]()
+            while len(totals) < len(rows):
+                left = [encoded[row] for row in rows[len(totals) :]]
+                totals += _batch_kls(*models, left[: _first_pass([len(ids) for ids, _ in left], models)], scale)
+            yield number, list(zip(rows, totals, strict=True))
+
+
+def _batch_kls(model: Any, reference: Any, batch: Sequence[tuple[list[int], list[int]]], scale: float) -> list[float]:
+    import torch
+
+    input_ids, attention, keep = _padded(batch, model.device)
+    logps, others = (
+        torch.log_softmax(_logits(one, input_ids, attention, keep) / scale, dim=-1) for one in (model, reference)
+    )
+    kl = torch.nn.functional.kl_div(others, logps, reduction="none", log_target=True).sum(-1)  # (tokens,)
+    table = kl.new_zeros(keep.shape)
+    table[keep] = kl
+    return table.sum(-1).clamp(min=0).tolist()
 
 
 def text_logp(policy: Policy, texts: list[str], batch_size: int = 32) -> list[float]:
@@ -108,7 +124,7 @@ def sequence_nlls(
 
     found = [0.0] * len(encoded)
     with torch.no_grad(), _evaluating(policy.model):
-        for rows in _batches([len(ids) for ids, _ in encoded], scoring_batch(batch_size, policy.model)):
+        for rows in _batches([len(ids) for ids, _ in encoded], scoring_batch(batch_size, policy.model), policy.model):
             nlls = _batch_nlls(policy.model, [encoded[row] for row in rows])
             for row, nll in zip(rows, nlls, strict=True):
                 found[row] = nll
@@ -116,23 +132,27 @@ def sequence_nlls(
     return found
 
 
-def _batches(sizes: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def _batches(sizes: Sequence[int], batch_size: int, model: Any) -> Iterator[list[int]]:
     """Places of like size, the longest first, so that what does not fit in memory shows at once."""
     order = sorted((at for at, size in enumerate(sizes) if size > 1), key=lambda at: (-sizes[at], at))
     while order:
-        step = max(1, min(batch_size, _MOST_TOKENS // sizes[order[0]]))
+        step = min(batch_size, max(1, _MOST_TOKENS // sizes[order[0]]))
+        step = _first_pass([sizes[at] for at in order[:step]], [model])
         yield order[:step]
         order = order[step:]
+
+
+def _first_pass(sizes: Sequence[int], models: Iterable[Any]) -> int:
+    """How many sequences of these sizes go through the models in one pass, from the first on."""
+    from rlhf.packing import first_pass, packs_logits
+
+    return first_pass(sizes) if all(map(packs_logits, models)) else len(sizes)
 
 
 def _batch_nlls(model: Any, batch: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     import torch
 
-    width = max(len(ids) for ids, _ in batch)
-    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
-    attention = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
-    keep = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in batch])[:, 1:].bool()
-    input_ids, attention, keep = (one.to(model.device) for one in (input_ids, attention, keep))
+    input_ids, attention, keep = _padded(batch, model.device)
     logits = _logits(model, input_ids, attention, keep)
     table = torch.zeros(keep.shape, dtype=torch.float64, device=keep.device)
     table[keep] = torch.nn.functional.cross_entropy(logits, input_ids[:, 1:][keep], reduction="none").double()
@@ -151,27 +171,22 @@ def _text_ids(policy: Policy, text: str) -> list[int]:
 
 def _logits(model: Any, input_ids: Any, attention: Any, keep: Any) -> Any:
     """(tokens, vocabulary) float32: what is predicted for each token that `keep`, (batch, time - 1), has."""
+    from rlhf.packing import packed_logits, packs_logits
+
+    if packs_logits(model) and keep.any():
+        return packed_logits(model, input_ids[:, :-1], keep).float()
     return model(input_ids=input_ids, attention_mask=attention, use_cache=False).logits[:, :-1][keep].float()
 
 
-def _padded(policy: Policy, replies: list[Reply], batch_size: int):
-    """Batches of like length, padded on the right: rows, ids, attention and the reply's mask (from token 1 on)."""
+def _padded(batch: Sequence[tuple[list[int], list[int]]], device: Any) -> tuple[Any, Any, Any]:
+    """Ids and masks padded on the right: the ids, where they are (both (batch, time)), and what counts from id 1 on."""
     import torch
 
-    order = sorted(range(len(replies)), key=lambda row: len(replies[row].prompt_ids) + len(replies[row].ids))
-    device = policy.model.device
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        whole = [replies[row].prompt_ids + replies[row].ids for row in rows]
-        width = max(len(ids) for ids in whole)
-        input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-        attention = torch.zeros(len(rows), width, dtype=torch.long)
-        keep = torch.zeros(len(rows), width, dtype=torch.bool)
-        for at, (row, ids) in enumerate(zip(rows, whole, strict=True)):
-            input_ids[at, : len(ids)] = torch.tensor(ids)
-            attention[at, : len(ids)] = 1
-            keep[at, len(replies[row].prompt_ids) : len(ids)] = True
-        yield rows, input_ids.to(device), attention.to(device), keep[:, 1:].to(device)
+    width = max(len(ids) for ids, _ in batch)
+    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
+    attention = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
+    keep = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in batch])[:, 1:].bool()
+    return input_ids.to(device), attention.to(device), keep.to(device)
 
 
 @contextlib.contextmanager

@@ -77,13 +77,21 @@ def load_policy(
     path: str, dtype: str | None = None, trust_remote_code: bool = False, chat_template_path: str | None = None
 ) -> Policy:
     """A policy ready to generate: in eval mode, on the GPU where there is one."""
+    tokenizer = load_tokenizer(path, chat_template_path, trust_remote_code)
+    return as_policy(load_to_ask(path, dtype, trust_remote_code), tokenizer, path)
+
+
+def load_to_ask(path: str, dtype: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A causal language model that is not to be trained: in eval mode, on the GPU where there is one."""
     import torch
 
-    tokenizer = load_tokenizer(path, chat_template_path, trust_remote_code)
+    from rlhf.packing import pack_rows
+
     model = load_causal(path, dtype, trust_remote_code).eval()
     if torch.cuda.is_available():
-        model = model.cuda()
-    return as_policy(model, tokenizer, path)
+        return model.cuda()
+    pack_rows(model)
+    return model
 
 
 def as_policy(model: Any, tokenizer: Any, path: str = "") -> Policy:

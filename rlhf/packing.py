@@ -8,8 +8,10 @@ made to use it behave in all other calls as with `sdpa`.
 """
 
 import inspect
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -53,24 +55,54 @@ def packed_hidden(model: Any, input_ids: Tensor, keep: Tensor, cache: Cache | No
         keep: `(batch, time)`; what comes behind a row's last kept token takes no part.
         cache: an empty one, to be given the keys and values: of each layer `(1, heads, tokens, size)`.
     """
+    inputs, wanted = _end_to_end(model, input_ids, keep, round_up=cache is None)
+    with _computed_at(_last_mlp(model), wanted):
+        body = trunk(model)(**inputs, past_key_values=cache, use_cache=cache is not None)
+        return body.last_hidden_state[0, wanted]
+
+
+def packed_logits(model: Any, input_ids: Tensor, keep: Tensor) -> Tensor:
+    """The logits behind the kept tokens as the model itself makes them, row after row, `(tokens, vocabulary)`.
+
+    Args:
+        model: one that `packs_logits`.
+        input_ids: `(batch, time)`.
+        keep: `(batch, time)`, true somewhere.
+    """
+    inputs, wanted = _end_to_end(model, input_ids, keep)
+    with _computed_at(_last_mlp(model), wanted):
+        return model(**inputs, use_cache=False, logits_to_keep=wanted.nonzero().squeeze(1)).logits[0]
+
+
+def packs_logits(model: Any) -> bool:
+    """Whether `packed_logits` takes this, which need not be a model."""
+    return (
+        isinstance(model, nn.Module)
+        and packs_rows(model)
+        and "logits_to_keep" in inspect.signature(causal(model).forward).parameters
+    )
+
+
+def first_pass(lengths: Iterable[int]) -> int:
+    """How many rows of these lengths, from the first on, go through a model in one pass on a CPU; at least one."""
+    return max(1, bisect_right(list(accumulate(lengths)), CPU_TOKENS))
+
+
+def _end_to_end(model: Any, input_ids: Tensor, keep: Tensor, round_up: bool = True) -> tuple[dict[str, Tensor], Tensor]:
+    """What a model is called with for `keep` of `input_ids`, and which of its tokens these are, `(tokens,)`."""
     seen = keep.flip(1).cumsum(1).flip(1) > 0
     lengths = seen.sum(1, dtype=torch.int32)
     lengths = lengths[lengths > 0]
     places = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     ids, positions, wanted = input_ids[seen], places[seen], keep[seen]
     spare = -len(ids) % _ROUND
-    if spare and cache is None and _is_in_16_bits(model):  # one more row, of which nothing is wanted
+    if spare and round_up and _is_in_16_bits(model):  # one more row, of which nothing is wanted
         ids, wanted = nn.functional.pad(ids, (0, spare)), nn.functional.pad(wanted, (0, spare))
         positions = torch.cat([positions, torch.arange(spare, device=positions.device)])
         lengths = nn.functional.pad(lengths, (0, 1), value=spare)
-    with _computed_at(_last_mlp(model), wanted):
-        return trunk(model)(
-            input_ids=ids[None],
-            position_ids=positions[None],
-            attention_mask=lengths[None, None, None],  # models hand on a mask of four dimensions as it is
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state[0, wanted]
+    # Models hand on a mask of four dimensions as it is.
+    inputs = {"input_ids": ids[None], "position_ids": positions[None], "attention_mask": lengths[None, None, None]}
+    return inputs, wanted
 
 
 def _is_in_16_bits(model: Any) -> bool:

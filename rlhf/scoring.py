@@ -1,8 +1,6 @@
 """A trained reward model as a callable: prompts and responses in, one score each out."""
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 from rlhf.data.encode import CutReport, Encoder
@@ -65,15 +63,14 @@ class RewardModel:
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
         """Rows that go through the model together, of like length."""
-        from rlhf.packing import CPU_TOKENS
+        from rlhf.packing import first_pass
 
         order = sorted(range(len(lengths)), key=lambda row: lengths[row])
         size = scoring_batch(self.batch_size, self.model)
         while order:
             batch = order[:size]
             if self.packs:
-                tokens = list(accumulate(lengths[row] for row in batch))
-                batch = batch[: max(1, bisect_right(tokens, CPU_TOKENS))]
+                batch = batch[: first_pass(lengths[row] for row in batch)]
             yield batch
             order = order[len(batch) :]
 

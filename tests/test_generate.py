@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from rlhf import packing
 from rlhf.errors import UserError
 from rlhf.generate import Reply, Sampling, generate
-from rlhf.likelihood import reply_kl
-from rlhf.models import Policy, load_policy
+from rlhf.likelihood import reply_kl, sequence_nlls
+from rlhf.models import Policy, load_causal, load_policy
 from tests.tiny import tiny_policy
 
 PROMPTS = [
@@ -92,6 +94,27 @@ def test_kl_equals_the_definition_one_reply_at_a_time(policy: Policy, tmp_path: 
                 p = torch.softmax(policy.model(ids).logits[0].double() / temperature, -1)[start - 1 : -1]
                 q = torch.softmax(other.model(ids).logits[0].double() / temperature, -1)[start - 1 : -1]
             assert kl == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-4)
+
+
+def test_rows_end_to_end_are_as_likely_as_padded_ones(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On CPUs policies that are only asked have no padding; several passes make up a batch."""
+    monkeypatch.setattr(packing, "CPU_TOKENS", 64)
+    folders = [policy.path, str(tiny_policy(tmp_path / "other", seed=1))]
+    packed, other = (load_policy(folder) for folder in folders)
+    plain, plain_other = (replace(one, model=load_causal(one.path).eval()) for one in (packed, other))
+    assert [packing.packs_logits(one.model) for one in (packed, other, plain)] == [True, True, False]
+    replies = list(_replies(policy, 2).values())
+    assert sum(len(reply.prompt_ids + reply.ids) for reply in replies) > 128
+    kls = reply_kl(plain, plain_other, replies)
+    assert reply_kl(packed, other, replies) == pytest.approx(kls, rel=1e-4)
+    assert reply_kl(packed, plain_other, replies) == pytest.approx(kls, rel=1e-4)
+    rows = [(reply.prompt_ids + reply.ids, [0] * len(reply.prompt_ids) + [1] * len(reply.ids)) for reply in replies]
+    nothing = ([5, 6, 7], [0, 0, 0])
+    nlls = [sequence_nlls(one, [*rows, nothing], 32) for one in (packed, plain)]
+    assert nlls[0] == pytest.approx(nlls[1], rel=1e-5) and nlls[0][-1] == 0.0
+    assert sequence_nlls(packed, [nothing], 32) == [0.0]
 
 
 def test_kl_to_oneself_is_zero(policy: Policy) -> None:

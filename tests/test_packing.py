@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.layers import trunk
-from rlhf.packing import pack_rows, packed_hidden, packs_rows
+from rlhf.packing import first_pass, pack_rows, packed_hidden, packed_logits, packs_logits, packs_rows
 from rlhf.ppo.networks import kept_hidden
 from tests.architectures import SETTINGS, close, lora, tiny
 
@@ -62,6 +62,31 @@ def test_a_row_sees_itself_alone(architecture: str) -> None:
     model = packing(architecture)
     with torch.no_grad():
         close(packed_hidden(model, *rows_and_seen()), alone(tiny(architecture)))
+
+
+@pytest.mark.parametrize("architecture", sorted(PACKED))
+def test_logits_are_the_model_s_own_and_made_for_kept_tokens_alone(architecture: str) -> None:
+    model, plain, made = packing(architecture), tiny(architecture), list[int]()
+    assert packs_logits(model) and not packs_logits(plain)
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, output: made.append(output.shape[1]))
+    ids, seen = rows_and_seen()
+    keep = seen.clone()
+    keep[0, :6] = keep[1, 2:] = False
+    with torch.no_grad():
+        found = packed_logits(model, ids, keep)
+        wanted = [plain(input_ids=torch.tensor([row])).logits[0] for row in ROWS]
+    close(found, torch.cat([wanted[0][6:], wanted[1][:2], wanted[2]]))
+    assert made == [2 + 2 + 5]
+
+
+def test_what_has_no_logits_to_keep_packs_none() -> None:
+    assert not packs_logits(packing("llama").model)
+    assert not packs_logits(tiny("llama")) and not packs_logits(object())
+    assert packs_logits(lora(packing("llama")))
+
+
+def test_how_many_rows_go_in_one_pass() -> None:
+    assert [first_pass(lengths) for lengths in ([600, 500], [2000], [2000, 1], [512, 512, 1], [3])] == [1, 1, 1, 2, 1]
 
 
 @pytest.mark.parametrize("architecture", sorted(PACKED))

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from rlhf.data.encode import CutReport, Encoder
 from rlhf.errors import UserError
 from rlhf.likelihood import sequence_nlls
-from rlhf.models import Policy, as_policy, load_causal, load_policy, load_tokenizer
+from rlhf.models import Policy, as_policy, load_policy, load_to_ask, load_tokenizer
 from rlhf.records import Demonstration, Messages, Response, make_id, read_jsonl
 
 # A base model has no turns: what was said stands in paragraphs of their own.
@@ -67,13 +67,9 @@ def fluency_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
 
 def load_policy_or_base(path: str, dtype: str | None = None, trust_remote_code: bool = False) -> Policy:
     """A policy, or a base model that has no turns, with `fluency_tokenizer`."""
-    import torch
-
     if load_tokenizer(path, trust_remote_code=trust_remote_code).chat_template:
         return load_policy(path, dtype, trust_remote_code)
-    model = load_causal(path, dtype, trust_remote_code).eval()
-    if torch.cuda.is_available():
-        model = model.cuda()
+    model = load_to_ask(path, dtype, trust_remote_code)
     return as_policy(model, fluency_tokenizer(path, trust_remote_code), path)
 
 
