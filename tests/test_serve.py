@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import openai
 import pytest
@@ -248,6 +249,21 @@ def test_a_port_in_use(tmp_path):
 def test_a_port_that_is_none():
     with pytest.raises(UserError, match="port: 70000 is not a port; choose one from 1024 to 65535"):
         choose_port("127.0.0.1", 70000)
+
+
+def test_a_free_port_is_none_that_the_kernel_lends_to_connections():
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    chosen = {choose_port(host, 0) for host in ("127.0.0.1", "0.0.0.0", "::1", "localhost") for _ in range(20)}
+    assert len(chosen) > 70  # of 15,000, so that two jobs that begin at once do not meet
+    assert not any(first <= port <= last for port in chosen)
+
+
+def test_a_free_port_where_the_kernel_lends_all(monkeypatch, tmp_path):
+    (tmp_path / "range").write_text("1024\t65535\n")
+    for lent in (tmp_path / "range", tmp_path / "none"):  # the second: a system that does not say
+        monkeypatch.setattr("rlhf.ports._LENT", lent)
+        with socket.create_server(("127.0.0.1", choose_port("127.0.0.1", 0))):
+            pass
 
 
 def test_a_host_that_is_not_known():
