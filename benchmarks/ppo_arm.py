@@ -99,11 +99,11 @@ def both_trainers(shape: Shape, rounds: int, folder: str) -> dict[str, Any]:
 
 
 def ours(inputs: Inputs, meter: Meter, job: Job, folder: str) -> None:
-    """rlhf.ppo on the job's settings, else its defaults."""
+    """rlhf.ppo on the job's settings, else its defaults; old log-probabilities from the rollout, as TRL has them."""
     from rlhf.ppo.config import PPOConfig
     from rlhf.ppo.trainer import PPOTrainer
 
-    settings = both_trainers(inputs.shape, job.rounds, folder) | job.settings
+    settings = both_trainers(inputs.shape, job.rounds, folder) | {"old_logps": "rollout"} | job.settings
     trainer = PPOTrainer(
         inputs.policy,
         [(inputs.reward, inputs.tokenizer)],

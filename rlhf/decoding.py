@@ -7,7 +7,7 @@ of ranks. `benchmarks/decoding.py` sets it beside transformers' `generate`.
 """
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -18,6 +18,10 @@ from rlhf.decoding_graph import FixedDecoder, can_be_fixed
 from rlhf.errors import UserError
 from rlhf.layers import causal, logits_of, trunk
 from rlhf.packing import packed_hidden, packs_rows
+
+# What to keep of each token that is drawn: hidden states `(batch, hidden)`, logits `(batch, vocabulary)` in float32,
+# and the tokens `(batch,)`; to `(batch, figures)` float32.
+Note = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # Rounding in 16 bits moves the probability up to a token by hundredths, some more.
 _MAX_MOVE = 0.05
@@ -45,21 +49,42 @@ def decode(
         batch_size: replies at a time.
         graphs: on a GPU, record a step as a CUDA graph where the model allows it (rlhf/decoding_graph.py).
     """
+    return decode_noted(policy, prompts, uniforms, stop_ids, temperature, batch_size, graphs)[0]
+
+
+@torch.no_grad()
+def decode_noted(
+    policy: Any,
+    prompts: list[list[int]],
+    uniforms: Tensor,
+    stop_ids: Collection[int],
+    temperature: float,
+    batch_size: int,
+    graphs: bool = True,
+    note: Note | None = None,
+) -> tuple[list[list[int]], list[Tensor]]:
+    """As `decode`; beside each reply what `note` made of its tokens, `(tokens, figures)` on the CPU, none without it.
+
+    With `graphs` it is recorded with the step: it may not wait for the GPU, nor take another way for other numbers.
+    """
     if "past_key_values" not in inspect.signature(trunk(policy).forward).parameters:
         raise UserError(
             f"{type(causal(policy)).__name__}: replies are decoded with a cache of keys and values, which this "
             "architecture does not take; use a transformer"
         )
     replies: list[list[int]] = [[] for _ in prompts]
+    notes = [torch.zeros(0, 0)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = _decode_batch(
-            policy, [prompts[row] for row in rows], uniforms[rows], sorted(stop_ids), temperature, graphs
+        batch, noted = _decode_batch(
+            policy, [prompts[row] for row in rows], uniforms[rows], sorted(stop_ids), temperature, graphs, note
         )
-        for row, ids in zip(rows, batch, strict=True):
-            replies[row] = cut(ids, stop_ids)
-    return replies
+        for at, row in enumerate(rows):
+            replies[row] = cut(batch[at], stop_ids)
+            if noted is not None:
+                notes[row] = noted[at, : len(replies[row])]
+    return replies, notes if note else []
 
 
 def cut(ids: list[int], stop_ids: Collection[int]) -> list[int]:
@@ -108,8 +133,14 @@ def _explained(logits: Tensor, tokens: Tensor, uniforms: Tensor, temperature: fl
 
 
 def _decode_batch(
-    policy: Any, prompts: list[list[int]], uniforms: Tensor, stop_ids: list[int], temperature: float, graphs: bool
-) -> list[list[int]]:
+    policy: Any,
+    prompts: list[list[int]],
+    uniforms: Tensor,
+    stop_ids: list[int],
+    temperature: float,
+    graphs: bool,
+    note: Note | None,
+) -> tuple[list[list[int]], Tensor | None]:
     device = policy.get_input_embeddings().weight.device
     body, logits = trunk(policy), logits_of(policy)
     stops = torch.tensor(stop_ids, device=device)
@@ -124,13 +155,14 @@ def _decode_batch(
     takes_positions = "position_ids" in inspect.signature(body.forward).parameters
     config = policy.config.get_text_config()
     if graphs and device.type == "cuda" and takes_positions and can_be_fixed(config):
-        return FixedDecoder(body, logits, draw, config, input_ids, mask, uniforms, stops, temperature).run()
+        return FixedDecoder(body, logits, draw, config, input_ids, mask, uniforms, stops, temperature, note).run()
     positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
     # Its attention is in float32, and so are keys and values: made wider at every step they take as long as the rest.
     packs = device.type == "cpu" and packs_rows(policy)
     cache = rollout_cache(config, width + length, torch.float32 if packs else None)
 
     tokens = torch.zeros(len(prompts), length, dtype=torch.long, device=device)
+    notes: Tensor | None = None
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     alive = torch.arange(len(prompts), device=device)  # the rows that are still in the batch
     for t in range(length):
@@ -145,8 +177,13 @@ def _decode_batch(
                 use_cache=True,
                 **places,
             ).last_hidden_state[:, -1]
-        drawn = draw(logits(hidden).float(), uniforms[alive, t], temperature)
+        scores = logits(hidden).float()
+        drawn = draw(scores, uniforms[alive, t], temperature)
         tokens[alive, t] = drawn
+        if note is not None:
+            noted = note(hidden, scores, drawn)
+            notes = noted.new_zeros(*tokens.shape, noted.shape[1]) if notes is None else notes
+            notes[alive, t] = noted
         ended[alive] |= torch.isin(drawn, stops)
         running = ~ended[alive]
         num_running = int(running.sum())
@@ -158,7 +195,7 @@ def _decode_batch(
             cache.reorder_cache(keep)  # type: ignore[arg-type]
             alive, drawn, positions = alive[keep], drawn[keep], positions[keep]
         input_ids = drawn[:, None]
-    return tokens.tolist()
+    return tokens.tolist(), None if notes is None else notes.cpu()
 
 
 def _read_packed(policy: Any, prompts: list[list[int]], mask: Tensor, cache: DynamicCache) -> Tensor:

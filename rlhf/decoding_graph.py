@@ -69,6 +69,7 @@ class FixedDecoder:
         uniforms: `(batch, length)`.
         stops: tokens that end a reply.
         temperature: what logits are divided by.
+        note: what to keep of each token (`rlhf.decoding.Note`).
     """
 
     def __init__(
@@ -82,9 +83,10 @@ class FixedDecoder:
         uniforms: Tensor,
         stops: Tensor,
         temperature: float,
+        note: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.body, self.logits, self.draw, self.stops, self.temperature = body, logits, draw, stops, temperature
-        self.uniforms = uniforms
+        self.uniforms, self.note = uniforms, note
         (batch, width), device = input_ids.shape, input_ids.device
         self.capacity = mask.shape[1]
         self.at = torch.tensor([width], device=device)  # where the next keys and values go
@@ -93,6 +95,7 @@ class FixedDecoder:
         self.layers = [_Fixed(self.capacity, self.at) for _ in self.cache.layers]
         self.cache.layers = list[Any](self.layers)
         self.tokens = torch.zeros(batch, uniforms.shape[1], dtype=torch.long, device=device)
+        self.notes = torch.zeros(batch, uniforms.shape[1], 0, device=device)
         self.ended = torch.zeros(batch, dtype=torch.bool, device=device)
         positions = (mask[:, :width].cumsum(1) - 1).clamp(min=0)
         self.seen = mask.bool()[:, None, None].clone()  # (batch, 1, 1, capacity)
@@ -111,8 +114,14 @@ class FixedDecoder:
     def _take(self, hidden: Tensor) -> None:
         """Draw a token for every row from its last hidden state."""
         uniforms = self.uniforms.index_select(1, self.t).squeeze(1)
-        drawn = self.draw(self.logits(hidden).float(), uniforms, self.temperature)
+        scores = self.logits(hidden).float()
+        drawn = self.draw(scores, uniforms, self.temperature)
         self.tokens.index_copy_(1, self.t, drawn[:, None])
+        if self.note is not None:
+            noted = self.note(hidden, scores, drawn)
+            if self.notes.shape[2] == 0:  # the first token's tell how wide they are
+                self.notes = noted.new_zeros(*self.tokens.shape, noted.shape[1])
+            self.notes.index_copy_(1, self.t, noted[:, None])
         self.ended.logical_or_((drawn[:, None] == self.stops).any(1))
         self.last.copy_(drawn[:, None])
         self.t += 1
@@ -131,10 +140,10 @@ class FixedDecoder:
         self.at += 1
         self._take(hidden)
 
-    def run(self) -> list[list[int]]:
-        """Every row's tokens; what follows a row's end of turn means nothing."""
+    def run(self) -> tuple[list[list[int]], Tensor | None]:
+        """Every row's tokens, and with `note` its figures; what follows a row's end of turn means nothing."""
         rows = torch.arange(len(self.tokens), device=self.tokens.device)
-        replies = self.tokens.clone()
+        replies, notes = self.tokens.clone(), self.notes.clone()
         play = self._recorded()
         for t in range(1, self.tokens.shape[1]):
             if t % _LOOK_EVERY == 1:
@@ -143,22 +152,22 @@ class FixedDecoder:
                 if num_running == 0:
                     break
                 if num_running <= _SHRINK * len(running):
-                    replies[rows] = self.tokens
+                    replies[rows], notes[rows] = self.tokens, self.notes
                     kept = running.nonzero().squeeze(1)
                     rows = rows[kept]
                     self._keep(kept)
                     play = self._recorded()
             play()
-        replies[rows] = self.tokens
-        return replies.tolist()
+        replies[rows], notes[rows] = self.tokens, self.notes
+        return replies.tolist(), None if self.note is None else notes.cpu()
 
     def _state(self) -> list[Tensor]:
-        return [self.at, self.t, self.tokens, self.ended, self.seen, self.position, self.last]
+        return [self.at, self.t, self.tokens, self.notes, self.ended, self.seen, self.position, self.last]
 
     def _keep(self, rows: Tensor) -> None:
         for layer in self.layers:
             layer.keep(rows)
-        for name in ("tokens", "ended", "seen", "position", "last", "uniforms"):
+        for name in ("tokens", "notes", "ended", "seen", "position", "last", "uniforms"):
             setattr(self, name, getattr(self, name)[rows].contiguous())
 
     def _recorded(self) -> Callable[[], None]:

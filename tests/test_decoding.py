@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
-from rlhf.decoding import check_decoding, decode, draw, rollout_cache
+from rlhf.decoding import check_decoding, decode, decode_noted, draw, rollout_cache
 from rlhf.errors import UserError
 from rlhf.layers import trunk
 from rlhf.packing import pack_rows
@@ -94,6 +94,30 @@ def test_replies_are_those_of_a_sampler_without_cache_and_padding(architecture: 
     assert any(ended) and max(map(len, wanted)) > 5  # else there were nothing to see
     assert replies_of(model, PROMPTS, UNIFORMS, temperature=0.9) == wanted
     assert replies_of(model, PROMPTS, UNIFORMS, batch_size=4, temperature=0.9) == wanted
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("batch_size", [64, 4])
+def test_notes_are_of_the_tokens_that_were_drawn(packed: bool, batch_size: int) -> None:
+    """Rows leave the batch, are sorted and cut: each note must stay with its token."""
+    model = tiny("llama")
+    if packed:
+        pack_rows(model)
+
+    def note(hidden: Tensor, logits: Tensor, drawn: Tensor) -> Tensor:
+        return torch.stack([(logits / 0.9).log_softmax(-1).gather(1, drawn[:, None]).squeeze(1), drawn.float()], dim=1)
+
+    replies, notes = decode_noted(model, PROMPTS, UNIFORMS, STOPS, 0.9, batch_size, note=note)
+    assert replies == replies_of(model, PROMPTS, UNIFORMS, batch_size, temperature=0.9)
+    assert len({len(reply) for reply in replies}) > 2
+    for prompt, reply, noted in zip(PROMPTS, replies, notes, strict=True):
+        assert noted[:, 1].tolist() == reply
+        wanted = [np.log(probabilities(model, prompt + reply[:at], 0.9)[token]) for at, token in enumerate(reply)]
+        np.testing.assert_allclose(noted[:, 0], wanted, atol=1e-4)
+
+
+def test_without_a_note_nothing_is_noted(policy: Any) -> None:
+    assert decode_noted(policy, PROMPTS, UNIFORMS, STOPS, 1.0, 4) == (replies_of(policy, PROMPTS, UNIFORMS), [])
 
 
 def test_packed_prompts_are_read_without_padding_and_keys_are_float32() -> None:

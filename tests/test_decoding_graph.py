@@ -5,13 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlhf.decoding import cut, decode, draw
+from rlhf.decoding import cut, decode, decode_noted, draw
 from rlhf.decoding_graph import FixedDecoder, can_be_fixed
 from rlhf.layers import logits_of, trunk
 from rlhf.models import load_policy
 
 
-def _fixed(policy, prompts: list[list[int]], uniforms: torch.Tensor, stops: list[int]) -> list[list[int]]:
+def _note(hidden: torch.Tensor, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Something of each that the note is given."""
+    logps = logits.log_softmax(-1).gather(1, drawn[:, None]).squeeze(1)
+    return torch.stack([logps, hidden.sum(-1), drawn.float()], dim=1)
+
+
+def _fixed(
+    policy, prompts: list[list[int]], uniforms: torch.Tensor, stops: list[int], note=None
+) -> tuple[list[list[int]], torch.Tensor | None]:
     width, length = max(map(len, prompts)), uniforms.shape[1]
     input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.ones(len(prompts), width + length, dtype=torch.long)
@@ -29,8 +37,10 @@ def _fixed(policy, prompts: list[list[int]], uniforms: torch.Tensor, stops: list
             uniforms,
             torch.tensor(stops),
             1.0,
+            note,
         )
-        return [cut(ids, stops) for ids in decoder.run()]
+        replies, notes = decoder.run()
+    return [cut(ids, stops) for ids in replies], notes
 
 
 @pytest.mark.parametrize("num_stops", [1, 40])
@@ -44,7 +54,13 @@ def test_it_draws_what_the_plain_loop_draws(policy_folder: Path, num_stops: int)
     uniforms = torch.rand(len(prompts), 40, generator=generator)
     stops = list(range(3, 3 + num_stops))
     expected = decode(policy, prompts, uniforms, stops, 1.0, len(prompts))
-    assert _fixed(policy, prompts, uniforms, stops) == expected
+    assert _fixed(policy, prompts, uniforms, stops) == (expected, None)
+    replies, notes = decode_noted(policy, prompts, uniforms, stops, 1.0, len(prompts), note=_note)
+    found, mine = _fixed(policy, prompts, uniforms, stops, _note)
+    assert found == replies == expected and mine is not None
+    for row, noted in enumerate(notes):
+        assert noted[:, 2].tolist() == expected[row]
+        torch.testing.assert_close(mine[row, : len(noted)], noted, rtol=1e-4, atol=1e-4)
     assert len({len(ids) for ids in expected}) > 1 or num_stops == 1
 
 

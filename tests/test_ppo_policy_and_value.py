@@ -63,6 +63,18 @@ def test_each_token_has_the_log_probability_and_the_value_of_the_state_before_it
         assert values.std() > 0.01
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decode_loop_s_note_is_what_a_forward_pass_gives(kind: str) -> None:
+    both = pair(kind)
+    with torch.no_grad():
+        hidden = torch.stack([trunk(both.policy)(input_ids=prefix).last_hidden_state[0, -1] for prefix in prefixes()])
+        logits = torch.stack([both.policy(input_ids=prefix).logits[0, -1] for prefix in prefixes()])
+        drawn = torch.tensor([ROWS[row][at] for row, at in TOKENS])
+        noted = both.note(0.7)(hidden, logits, drawn)
+        logps, values, entropy = both(*padded(), temperature=0.7, entropy=True)
+    close(noted, torch.stack([logps, entropy, *([values] if kind == "shared" else [])], dim=1))
+
+
 def value_of(both: PolicyAndValue, prefix: Tensor) -> Tensor:
     """The value after a prefix, from the outputs that transformers' own models give."""
     if both.value_model is not None:

@@ -18,6 +18,7 @@ from tests import stages
 ROOT = Path(__file__).parents[1]
 CALLABLE = "tests.ppo_cases:count_e_in_texts"
 KINDS = {"full": [], "lora": ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]}
+FLAGS = {**KINDS, "noted": ["--value_model_kind", "shared", "--old_logps", "rollout"]}
 
 
 def _train(
@@ -35,7 +36,7 @@ def _train(
         "per_device_train_batch_size": 8 // num_ranks,
     }
     (place / "ppo.yaml").write_text(json.dumps(values))  # JSON is YAML
-    flags = ["--config", str(place / "ppo.yaml"), *KINDS[kind]]
+    flags = ["--config", str(place / "ppo.yaml"), *FLAGS[kind]]
     flags += ["--deepspeed", str(ROOT / "launch" / f"zero{zero}.json")] if zero else []
     _run(["tests/ppo_sharded.py", str(place), *flags], num_ranks)
     return place
@@ -76,6 +77,18 @@ def test_two_processes_train_as_one(alone: Any, policy_folder: Path, tmp_path: P
     for key, weight in right.items():
         torch.testing.assert_close(left[key], weight, rtol=0, atol=1e-3)
     assert load_policy(str(two / "whole")).max_length == 256
+
+
+def test_zero_3_trains_on_what_the_rollout_has_noted_as_one_process_does(policy_folder: Path, tmp_path: Path) -> None:
+    """Log-probabilities and values that are noted while a sharded policy is gathered."""
+    curves = []
+    for num_ranks, zero in ((1, None), (2, 3)):
+        place = tmp_path / str(num_ranks)
+        place.mkdir()
+        curves.append(_curve(_train(place, policy_folder, "noted", num_ranks, zero) / "whole"))
+    assert [row["step"] for row in curves[0]] == list(range(1, 11))
+    for row, other in zip(*curves, strict=True):
+        assert row == pytest.approx(other, abs=1e-3)
 
 
 @pytest.mark.parametrize("reward_kind", ["score", "implicit"])

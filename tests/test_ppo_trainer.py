@@ -41,6 +41,41 @@ def test_it_starts_at_ratio_one_and_kl_zero(policy_folder: Path, tmp_path: Path,
     assert moved == {"policy", "value_model" if "separate" in kind or kind == "offload" else "value_head"}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_rollout_has_noted_trains_as_a_forward_pass_does(
+    policy_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """The same but for rounding, the policy's and a shared head's pass over the replies being left out."""
+    ends, passes = [], []
+    for old_logps in ("forward", "rollout"):
+        trainer = cases.trainer(policy_folder, tmp_path / old_logps, old_logps=old_logps, **_values(kind))
+        seen: list[str] = []
+        weigh, forward = trainer._weigh, trainer.model.forward
+
+        def watched(networks: Any, episodes: Any, seen: Any = seen, weigh: Any = weigh, forward: Any = forward) -> None:
+            def noticed(*args: Any, part: str = "both", **values: Any) -> Any:
+                seen.append(part)
+                return forward(*args, part=part, **values)
+
+            networks.forward = noticed
+            weigh(networks, episodes)
+            networks.forward = forward
+
+        trainer._weigh = watched  # type: ignore[method-assign]
+        trainer.train()
+        ends.append((cases.log(trainer), cases.weights(trainer)))
+        passes.append(set(seen))
+    assert passes == [{"both"}, set() if "shared" in kind else {"value"}]
+    (rows, weights), (noted, others) = ends
+    assert noted[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert all(row["ratio/first_deviation"] < 1e-4 for row in noted)
+    for row, other in zip(rows, noted, strict=True):
+        for key in ("loss", "score", "kl", "entropy", "explained_variance", "length"):
+            assert row[key] == pytest.approx(other[key], abs=1e-3), key
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-3, msg=name)
+
+
 @pytest.mark.parametrize("kind", ["separate", "shared", "adapter"])
 def test_it_learns_a_simple_reward(policy_folder: Path, tmp_path: Path, kind: str) -> None:
     """From about one `e` in two replies to several a reply."""

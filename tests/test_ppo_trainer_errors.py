@@ -126,6 +126,7 @@ def test_an_architecture_that_means_something_else_is_said(policy_folder: Path, 
         ("lam", 1.5, "lam: 1.5 is not between 0 and 1"),
         ("kl_coef", -1.0, "kl_coef: -1.0 is below 0"),
         ("ema_decay", 1.0, "ema_decay: 1.0 is not between 0 and 1"),
+        ("old_logps", "engine", "old_logps: `engine` is not one of forward, rollout"),
         ("dual_clip", 1.0, "dual_clip: 1.0 is not above 1"),
         ("gradient_accumulation_steps", 2, "gradient_accumulation_steps: is 1 in PPO"),
         ("num_mini_batches", 9, "num_mini_batches: 9 of 8 episodes leaves some empty"),
@@ -134,3 +135,9 @@ def test_an_architecture_that_means_something_else_is_said(policy_folder: Path, 
 def test_settings_out_of_range_are_said(tmp_path: Path, key: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         PPOConfig(output_dir=str(tmp_path), **{**cases.SETTINGS, key: value})
+
+
+def test_what_another_engine_drew_by_is_not_taken_as_it_is(tmp_path: Path) -> None:
+    settings = {**cases.SETTINGS, "old_logps": "rollout", "engine": "vllm_server"}
+    with pytest.raises(UserError, match="old_logps: rollout takes engine hf; what vllm_server drew by is corrected"):
+        PPOConfig(output_dir=str(tmp_path), **settings)

@@ -14,6 +14,7 @@ _CHOICES = {
     "reference": ("copy", "adapter_off", "offload"),
     "reward_ensemble": ("sum", "mean", "minimum", "lower_bound"),
     "engine": ("hf", "vllm_server", "vllm_colocate"),
+    "old_logps": ("forward", "rollout"),
 }
 _POSITIVE_WHERE_SET = ("kl_target", "target_kl", "score_clip", "kl_ceiling", "max_prompt_length")
 
@@ -66,6 +67,14 @@ class PPOConfig(TrainingArguments):
     )
     decode_graphs: bool = field(
         default=True, metadata={"help": "hf on a GPU: record the step of the decode loop as a CUDA graph."}
+    )
+
+    old_logps: str = field(
+        default="forward",
+        metadata={
+            "help": "forward: a pass as in the update, so that ratio 1 and KL 0 at the start are exact; rollout: those "
+            "that the replies were drawn by (hf), equal but for rounding, without that pass."
+        },
     )
 
     # Scores.
@@ -168,6 +177,11 @@ class PPOConfig(TrainingArguments):
         for key in ("ema_decay", "ref_ema_decay"):
             if getattr(self, key) is not None and not 0 < getattr(self, key) < 1:
                 raise UserError(f"{key}: {getattr(self, key)} is not between 0 and 1")
+        if self.old_logps == "rollout" and self.engine != "hf":
+            raise UserError(
+                f"old_logps: rollout takes engine hf; what {self.engine} drew by is corrected for by importance "
+                "weights, which need the forward pass: set --old_logps forward"
+            )
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise UserError(f"dual_clip: {self.dual_clip} is not above 1")
         if self.gradient_accumulation_steps != 1:

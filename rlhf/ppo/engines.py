@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from rlhf.decoding import decode
+from rlhf.decoding import Note, decode_noted
 from rlhf.ppo.config import PPOConfig
 
 
@@ -13,6 +13,7 @@ class Engine(Protocol):
     """What a rollout engine is."""
 
     logps: list[list[float]] | None  # of the last replies' tokens, where the engine is not the trained model itself
+    notes: list[Tensor] | None  # of the last replies' tokens, what the trained model itself gave: PolicyAndValue.note
     own_weights: bool  # it has a copy, and is asked before ZeRO-3's policy is gathered
 
     def generate(self, policy: Any, prompts: list[list[int]], uniforms: Tensor) -> list[list[int]]:
@@ -27,28 +28,37 @@ class Engine(Protocol):
 
 
 class HFEngine:
-    """Decodes with the policy as it stands in the trainer; see rlhf/decoding.py."""
+    """Decodes with the policy as it stands in the trainer, and keeps what `note` makes of it; see rlhf/decoding.py."""
 
     logps: list[list[float]] | None = None
+    notes: list[Tensor] | None = None
     own_weights = False
 
-    def __init__(self, stop_ids: set[int], temperature: float, batch_size: int, graphs: bool = True) -> None:
+    def __init__(
+        self, stop_ids: set[int], temperature: float, batch_size: int, graphs: bool = True, note: Note | None = None
+    ) -> None:
         self.stop_ids = stop_ids
         self.temperature = temperature
         self.batch_size = batch_size
         self.graphs = graphs
+        self.note = note
 
     def generate(self, policy: Any, prompts: list[list[int]], uniforms: Tensor) -> list[list[int]]:
         """See Engine."""
-        return decode(policy, prompts, uniforms, self.stop_ids, self.temperature, self.batch_size, self.graphs)
+        replies, notes = decode_noted(
+            policy, prompts, uniforms, self.stop_ids, self.temperature, self.batch_size, self.graphs, self.note
+        )
+        self.notes = notes if self.note is not None else None
+        return replies
 
 
 def make_engine(
-    args: PPOConfig, stop_ids: set[int], policy: Any, accelerator: Any, tokenizer: Any, max_length: int
+    args: PPOConfig, stop_ids: set[int], networks: Any, accelerator: Any, tokenizer: Any, max_length: int
 ) -> Engine:
-    """The engine that the settings name."""
+    """The engine that the settings name, for a PolicyAndValue."""
     if args.engine == "hf":
-        return HFEngine(stop_ids, args.temperature, args.generation_batch_size, _can_record(args))
+        note = networks.note(args.temperature) if args.old_logps == "rollout" else None
+        return HFEngine(stop_ids, args.temperature, args.generation_batch_size, _can_record(args), note)
     from rlhf.ppo.vllm_engine import VLLMEngine
 
     if args.engine == "vllm_server":
@@ -67,7 +77,14 @@ def make_engine(
             "trust_remote_code": args.trust_remote_code,
         }
     return VLLMEngine(
-        args.engine, policy, accelerator, tokenizer, stop_ids, args.max_new_tokens, args.temperature, **settings
+        args.engine,
+        networks.policy,
+        accelerator,
+        tokenizer,
+        stop_ids,
+        args.max_new_tokens,
+        args.temperature,
+        **settings,
     )
 
 

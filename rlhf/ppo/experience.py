@@ -1,6 +1,7 @@
 """How episodes are made: replies sampled, weighed by policy, reference and value model, and scored."""
 
 import time
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -84,17 +85,28 @@ class Experience(Checkpoints):
         return episodes[: len(rows)]
 
     def _weigh(self, networks: Any, episodes: list[Episode]) -> None:
-        """Log-probabilities under policy and reference, values and entropy, on each episode's tokens."""
+        """Log-probabilities under policy and reference, values and entropy, on each episode's tokens.
+
+        What the rollout has noted of them (`old_logps` rollout) is taken from there.
+        """
         lengths = [episode.length for episode in episodes]
         limit, padded = self.args.micro_batch_tokens or 1, not self.model.packs_rows
         groups = micro_batches(lengths, list(range(len(episodes))), limit, padded)
         batches = [(group, *pack([episodes[row] for row in group], self.args.device)) for group in groups]
-        for group, input_ids, keep in batches:
-            figures = networks(input_ids, keep, self.args.temperature, entropy=True)
-            parts = [figure.split([len(episodes[row].ids) for row in group]) for figure in figures]
-            for row, logps, values, entropy in zip(group, *parts, strict=True):
-                episodes[row].logps, episodes[row].values = logps.tolist(), values.tolist()
-                episodes[row].entropy = entropy.mean().item()
+        notes = self.engine.notes
+        for episode, figures in zip(episodes, notes or [], strict=notes is not None):
+            episode.logps, entropy, *values = figures.T.tolist()
+            episode.entropy, episode.values = fmean(entropy), values[0] if values else []
+        unweighed = batches if notes is None or self.model.kind != "shared" else []
+        for group, input_ids, keep in unweighed:
+            part = "both" if notes is None else "value"
+            logps, values, entropy = networks(input_ids, keep, self.args.temperature, entropy=True, part=part)
+            sizes = [len(episodes[row].ids) for row in group]
+            for row, each in zip(group, values.split(sizes), strict=True):
+                episodes[row].values = each.tolist()
+            if notes is None:
+                for row, each, spread in zip(group, logps.split(sizes), entropy.split(sizes), strict=True):
+                    episodes[row].logps, episodes[row].entropy = each.tolist(), spread.mean().item()
         with self.reference.active(self.args.device) as reference:
             for group, input_ids, keep in batches:
                 hidden = kept_hidden(reference, input_ids, keep)

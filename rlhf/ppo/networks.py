@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlhf.decoding import Note
 from rlhf.errors import UserError
 from rlhf.layers import causal, logits_of, trunk
 from rlhf.packing import packed_hidden, packs_rows
@@ -92,8 +93,23 @@ class PolicyAndValue(nn.Module):
         if self.kind == "adapter":
             with active_adapter(self.policy, VALUE_ADAPTER):
                 hidden = kept_hidden(self.policy, input_ids, keep)
+        return self._head(hidden)
+
+    def _head(self, hidden: Tensor) -> Tensor:
         assert self.value_head is not None
         return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+
+    def note(self, temperature: float) -> Note:
+        """What the decode loop keeps of a token for PPO: its log-probability, the entropy there, a shared head's value.
+
+        As `forward` gives them, but for rounding; `(batch, 2)`, or 3 with the value.
+        """
+
+        def keep(hidden: Tensor, logits: Tensor, drawn: Tensor) -> Tensor:
+            figures = logps_and_entropy(logits, drawn, temperature)
+            return torch.stack([*figures, *([self._head(hidden)] if self.kind == "shared" else [])], dim=1)
+
+        return keep
 
     @property
     def packs_rows(self) -> bool:
@@ -168,12 +184,19 @@ def token_logps_and_entropy(
     logits: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """`token_logps`, and the entropy of each token's distribution in nats, from the same logits; not to train on."""
-    pieces, size = [], _piece(logits, hidden)
-    for part, tokens in zip(hidden.split(size), targets.split(size), strict=True):
-        each = torch.log_softmax(_scaled(logits(part), temperature), dim=-1)
-        pieces.append(torch.stack([each.gather(1, tokens[:, None]).squeeze(1), -(each.exp() * each).sum(-1)]))
+    size = _piece(logits, hidden)
+    pieces = [
+        torch.stack(logps_and_entropy(logits(part), tokens, temperature))
+        for part, tokens in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
     logps, entropies = torch.cat(pieces, dim=1)
     return logps, entropies
+
+
+def logps_and_entropy(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log softmax(logits/temperature) at the targets, and the entropy in nats; `(tokens,)` float32 each."""
+    each = torch.log_softmax(_scaled(logits, temperature), dim=-1)
+    return each.gather(1, targets[:, None]).squeeze(1), -(each.exp() * each).sum(-1)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:

@@ -93,7 +93,7 @@ class PPOTrainer(Updates, Experience):
         self.prompt_room = prompt_room(args, policy)
         self.prompts = Prompts(tokenizer, self.stop_ids, self.prompt_room)
         self.engine = make_engine(
-            args, self.stop_ids, networks.policy, self.accelerator, tokenizer, self.prompt_room + args.max_new_tokens
+            args, self.stop_ids, networks, self.accelerator, tokenizer, self.prompt_room + args.max_new_tokens
         )
         self.ppo = PPOState.start(args)
         self.average = MovingAverage(networks.policy, args.ema_decay) if args.ema_decay is not None else None

@@ -55,6 +55,7 @@ class VLLMEngine:
     Raises UserError where vLLM is not installed, does not start or answer, or cannot have these weights.
     """
 
+    notes: list[Tensor] | None = None
     own_weights = True  # generate before the policy is gathered for the trainer's forward passes
 
     def __init__(
