@@ -103,7 +103,11 @@ def ours(inputs: Inputs, meter: Meter, job: Job, folder: str) -> None:
     from rlhf.ppo.config import PPOConfig
     from rlhf.ppo.trainer import PPOTrainer
 
-    settings = both_trainers(inputs.shape, job.rounds, folder) | {"old_logps": "rollout"} | job.settings
+    settings: dict[str, Any] = {
+        **both_trainers(inputs.shape, job.rounds, folder),
+        "old_logps": "rollout",
+        **job.settings,
+    }
     trainer = PPOTrainer(
         inputs.policy,
         [(inputs.reward, inputs.tokenizer)],
