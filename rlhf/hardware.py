@@ -48,6 +48,11 @@ def end_thread_team() -> None:
         pause(_OMP_PAUSE_HARD)
 
 
+def flushes_denormals() -> bool:
+    """Whether numbers under 1e-38 count as 0 in the calling thread."""
+    return (torch.tensor(1e-38) * 0.01).item() == 0.0
+
+
 @contextmanager
 def denormals_flushed() -> Iterator[None]:
     """Meanwhile numbers under 1e-38 count as 0 in all threads that compute for the calling one.
@@ -56,7 +61,7 @@ def denormals_flushed() -> Iterator[None]:
     gradients, Adam's averages of a weight that had no gradient for 700 steps. The setting is each thread's own,
     handed on when one starts: `torch.set_flush_denormal` by itself leaves alone those that already compute here.
     """
-    before = (torch.tensor(1e-38) * 0.01).item() == 0.0
+    before = flushes_denormals()
     torch.set_flush_denormal(True)
     end_thread_team()
     try:

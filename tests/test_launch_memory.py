@@ -187,9 +187,9 @@ def test_each_phase_of_ppo(ppo: Any, monkeypatch: pytest.MonkeyPatch, where: str
     networks = ppo.model
     act = ppo.train
     if where == "generation":
-        monkeypatch.setattr("rlhf.ppo.engines.decode", _fails)
+        monkeypatch.setattr("rlhf.ppo.engines.decode_noted", _fails)
     elif where == "evaluation":
-        monkeypatch.setattr("rlhf.ppo.engines.decode", _fails)
+        monkeypatch.setattr("rlhf.ppo.engines.decode_noted", _fails)
         act = lambda: ppo.evaluate(ppo_cases.prompts(4))  # noqa: E731
     elif where in ("policy", "loss"):
 

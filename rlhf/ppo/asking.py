@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from rlhf.errors import UserError
-from rlhf.hardware import end_thread_team
+from rlhf.hardware import end_thread_team, flushes_denormals
 from rlhf.ppo import rewards
 from rlhf.ppo.endpoint import RewardError
 from rlhf.ppo.rewards import Reward, unwrapped
@@ -83,8 +83,13 @@ class _Worker:
         """Run `call` in the thread, and return when it has ended or `timeout` seconds have."""
         if cls.current is None or not cls.current.thread.is_alive():  # not alive: this process is a fork
             cls.current = cls()
-        done = threading.Event()
-        cls.current.calls.put((call, done))
+        done, flushed = threading.Event(), flushes_denormals()
+
+        def as_here() -> None:
+            torch.set_flush_denormal(flushed)  # each thread's own, and this one may be older than the training
+            call()
+
+        cls.current.calls.put((as_here, done))
         if not done.wait(min(timeout, threading.TIMEOUT_MAX)):
             cls.current = None
 
