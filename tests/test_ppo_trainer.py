@@ -43,7 +43,7 @@ def test_it_starts_at_ratio_one_and_kl_zero(policy_folder: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_rollout_has_noted_trains_as_a_forward_pass_does(
-    policy_folder: Path, tmp_path: Path, kind: str
+    policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The same but for rounding, the policy's and a shared head's pass over the replies being left out."""
     ends, passes = [], []
@@ -61,7 +61,7 @@ def test_what_the_rollout_has_noted_trains_as_a_forward_pass_does(
             weigh(networks, episodes)
             networks.forward = forward
 
-        trainer._weigh = watched  # type: ignore[method-assign]
+        monkeypatch.setattr(trainer, "_weigh", watched)
         trainer.train()
         ends.append((cases.log(trainer), cases.weights(trainer)))
         passes.append(set(seen))

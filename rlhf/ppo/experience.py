@@ -94,12 +94,12 @@ class Experience(Checkpoints):
         groups = micro_batches(lengths, list(range(len(episodes))), limit, padded)
         batches = [(group, *pack([episodes[row] for row in group], self.args.device)) for group in groups]
         notes = self.engine.notes
-        for episode, figures in zip(episodes, notes or [], strict=notes is not None):
-            episode.logps, entropy, *values = figures.T.tolist()
-            episode.entropy, episode.values = fmean(entropy), values[0] if values else []
-        unweighed = batches if notes is None or self.model.kind != "shared" else []
-        for group, input_ids, keep in unweighed:
-            part = "both" if notes is None else "value"
+        if notes is not None:
+            for episode, figures in zip(episodes, notes, strict=True):
+                episode.logps, entropy, *values = figures.T.tolist()
+                episode.entropy, episode.values = fmean(entropy), values[0] if values else []
+        part = "both" if notes is None else "value"
+        for group, input_ids, keep in batches if part == "both" or self.model.kind != "shared" else []:
             logps, values, entropy = networks(input_ids, keep, self.args.temperature, entropy=True, part=part)
             sizes = [len(episodes[row].ids) for row in group]
             for row, each in zip(group, values.split(sizes), strict=True):
