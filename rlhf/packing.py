@@ -36,9 +36,27 @@ def pack_rows(model: Any) -> bool:
     linear attention, convolutions), with windows or chunks, with positions that are not an argument, and
     those that were loaded with another attention than `sdpa`.
     """
-    if _can_pack(causal(model)):
+    if can_pack_rows(model):
         causal(model).set_attn_implementation(_NAME)
     return packs_rows(model)
+
+
+def can_pack_rows(model: Any) -> bool:
+    """Whether `pack_rows` can, on a CPU."""
+    model = causal(model)
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return (
+        config is model.config
+        and config._attn_implementation == "sdpa"
+        and model._supports_attention_backend
+        and not getattr(model, "_is_stateful", False)
+        and not config.is_encoder_decoder
+        and kinds == {"full_attention"}
+        and not any(windows)
+        and "position_ids" in inspect.signature(model.base_model.forward).parameters
+    )
 
 
 def packs_rows(model: Any) -> bool:
@@ -170,19 +188,3 @@ def _row_by_row(
 
 AttentionInterface.register(_NAME, _attention)
 AttentionMaskInterface.register(_NAME, sdpa_mask)
-
-
-def _can_pack(model: Any) -> bool:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return (
-        config is model.config
-        and config._attn_implementation == "sdpa"
-        and model._supports_attention_backend
-        and not getattr(model, "_is_stateful", False)
-        and not config.is_encoder_decoder
-        and kinds == {"full_attention"}
-        and not any(windows)
-        and "position_ids" in inspect.signature(model.base_model.forward).parameters
-    )

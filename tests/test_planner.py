@@ -204,6 +204,25 @@ def test_an_implicit_reward_is_two_language_models(shape: Path, tmp_path: Path) 
     phase = next(phase for phase in stage.phases(stage.start()) if phase.name == "reward model")
     # Four rows of 32 tokens, of which 8 are the reply's: whole logits, the reply's, and their log-softmax.
     assert phase.peak.logits == 4 * (32 + 8 + 8) * VOCABULARY * 4
+    # On a CPU rows lie end to end, 1,024 tokens at a time (32 rows), and only the reply's have logits.
+    wide = 5000
+    _shape(tmp_path, vocab_size=wide)
+    on_cpu = _stage("ppo", tmp_path, PlanOptions(gpus=0), reward=[str(tmp_path)], per_device_train_batch_size=64)
+    phase = next(phase for phase in on_cpu.phases(on_cpu.start()) if phase.name == "reward model")
+    assert phase.peak.logits == 32 * (8 + 8) * wide * 4
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_what_the_rollout_notes_is_not_weighed_again(tmp_path: Path, kind: str) -> None:
+    """Then the reference's alone are made: four replies of 8 tokens, logits and their log-softmax; no entropy."""
+    vocabulary = 5000
+    wide = _shape(tmp_path, vocab_size=vocabulary)
+
+    def logits(**values: Any) -> int:
+        stage = _stage("ppo", wide, PlanOptions(gpus=0), value_model_kind=kind, **values)
+        return next(phase for phase in stage.phases(stage.start()) if phase.name == "scoring").peak.logits
+
+    assert logits(old_logps="rollout") == 2 * 4 * 8 * vocabulary * 4 < logits()
 
 
 def test_dropout_costs_where_the_trainer_leaves_it_on(shape: Path) -> None:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from rlhf.decoding import draw, rollout_cache
 from rlhf.implicit import is_implicit
 from rlhf.layers import logits_of, trunk
+from rlhf.packing import can_pack_rows, first_pass
 from rlhf.planner.dry_run import Peak, dry_forward, placed, shapes_only, without_data
 from rlhf.planner.options import Setting
 from rlhf.planner.shapes import causal_model, classifier_model, count, read_config, with_layers
-from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, disable_dropout
+from rlhf.ppo.networks import VALUE_ADAPTER, PolicyAndValue, disable_dropout, kept_hidden
 
 if TYPE_CHECKING:
     from rlhf.planner.stages import Held, Phase, Stage
@@ -155,34 +156,47 @@ def _episodes(stage: "Stage", rows: int) -> tuple[Tensor, Any]:
 
 
 def _weigh(stage: "Stage", config: Any, setting: Setting) -> Peak:
+    """What weighs the replies (`rlhf.ppo.experience`): of `old_logps` rollout what the rollout has not noted."""
     from rlhf.planner.stages import as_on_device
 
     args, dtype = stage.training, stage.trained_dtype(setting)
     rows = min(args.per_device_train_batch_size, max(1, setting.micro_batch // stage.length))
     with shapes_only():
         networks = _networks(stage, stage.policy(config, dtype), config, dtype).to(dtype).eval()
+
+    def weigh() -> Tensor:
+        ids, keep = _episodes(stage, rows)
+        if args.old_logps == "forward":
+            return networks(ids, keep, args.temperature, entropy=True)[0]
+        if networks.kind != "shared":
+            networks(ids, keep, args.temperature, part="value")
+        return networks(ids, keep, args.temperature, part="policy")[0]  # the reference, a model like it
+
     with as_on_device(stage.on_gpu, stage.text.vocab_size), without_data(), stage.precision(setting):
         placed(networks)
-        return dry_forward(
-            lambda: networks(*_episodes(stage, rows), args.temperature, entropy=True), networks, stage.widths()
-        )
+        return dry_forward(weigh, networks, stage.widths())
 
 
 def _score(stage: "Stage", path: str) -> Peak:
     args = stage.training
-    rows = min(args.per_device_eval_batch_size, args.per_device_train_batch_size)
-    rows = rows if stage.on_gpu else min(rows, _ON_CPU)
     config, implicit = read_config(path), is_implicit(path)
 
     def run(config: Any) -> Peak:
         with shapes_only():
             model = (causal_model if implicit else classifier_model)(config, torch.float32, None).eval()
+        packs = not stage.on_gpu and can_pack_rows(model)
+        rows = min(args.per_device_eval_batch_size, args.per_device_train_batch_size)
+        rows = rows if stage.on_gpu else min(rows, _ON_CPU)
+        rows = min(rows, first_pass([stage.length] * rows)) if packs else rows
         with without_data():
             placed(model)
             ids, kept = _episodes(stage, rows)
             mask = torch.ones(rows, 1, stage.length, stage.length, dtype=torch.bool)
 
             def score() -> Tensor:
+                if packs:
+                    hidden = kept_hidden(model, ids, kept)
+                    return logits_of(model)(hidden).float().log_softmax(-1) if implicit else hidden
                 logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
                 return logits[:, :-1][kept].float().log_softmax(-1) if implicit else logits
 
