@@ -1,11 +1,12 @@
-"""Our reward stage beside TRL's RewardTrainer as it is, on the same human pairs, over several splits.
+"""Our reward stage, of both kinds, beside TRL's RewardTrainer as it is, on the same human pairs, over several splits.
 
     python benchmarks/reward_vs_trl.py --splits 0 1
 
 TRL's arm reads the pairs as their file has them ("\\n\\nHuman: ...\\n\\nAssistant: ..."), the last 150 tokens of each
 side, 2 epochs at 3e-4: the reference in docs/results.md. Ours is the reward stage of
-configs/recipes/hh_harmless.yaml, from the same model. Both are asked about the same held-out pairs. Finished arms
-are read and not run again; one takes about ten minutes. Prints Markdown and writes
+configs/recipes/hh_harmless.yaml, from the same model: `ours` with its head's score, `implicit` with reward_kind
+implicit. All are asked about the same held-out pairs. Finished arms are read and not run again; one takes about ten
+minutes. Prints Markdown and writes
 benchmarks/results/reward_vs_trl.json.
 """
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="../shared/models/chat-3m")
     parser.add_argument("--folder", type=Path, default=Path("runs/bench-reward"))
     parser.add_argument("--splits", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--arms", nargs="+", default=["trl", "ours"])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
     arguments = parser.parse_args()
     recipe = yaml.safe_load(Path("configs/recipes/hh_harmless.yaml").read_text())["stages"]
     for split in arguments.splits:
@@ -60,11 +61,11 @@ def main() -> None:
     print(table(result))
 
 
-def rlhf(verb: str, folder: Path, settings: dict[str, Any]) -> Path:
-    """Run one stage into `folder`/verb unless it is there."""
-    output = folder / verb
+def rlhf(verb: str, folder: Path, settings: dict[str, Any], name: str | None = None) -> Path:
+    """Run one stage into `folder`/`name`, if it has none `folder`/verb, unless it is there."""
+    output = folder / (name or verb)
     if not (output / "run.json").exists():
-        config = folder / f"{verb}.yaml"
+        config = folder / f"{name or verb}.yaml"
         config.parent.mkdir(parents=True, exist_ok=True)
         config.write_text(yaml.safe_dump(settings | {"output_dir": str(output)}))
         subprocess.run([sys.executable, "-m", "rlhf", verb, "--config", str(config)], check=True)
@@ -73,6 +74,16 @@ def rlhf(verb: str, folder: Path, settings: dict[str, Any]) -> Path:
 
 def ours(folder: Path, model: str, split: int, settings: dict[str, Any]) -> Scores:
     """The recipe's reward stage, started from the base model."""
+    return stage(folder, model, split, settings, "reward")
+
+
+def implicit(folder: Path, model: str, split: int, settings: dict[str, Any]) -> Scores:
+    """The same with the other kind of reward, its beta as it comes."""
+    return stage(folder, model, split, settings | {"reward_kind": "implicit"}, "implicit")
+
+
+def stage(folder: Path, model: str, split: int, settings: dict[str, Any], name: str) -> Scores:
+    """Our reward stage into `folder`/`name`, and its scores."""
     settings = settings | {
         "model_name_or_path": model,
         "chat_template_path": "configs/templates/user_bot.jinja",
@@ -80,7 +91,7 @@ def ours(folder: Path, model: str, split: int, settings: dict[str, Any]) -> Scor
         "eval_preferences": str(folder / "prepare/preferences.test.jsonl"),
         "seed": split,
     }
-    scorer = load_reward_model(str(rlhf("reward", folder, settings)), settings["max_length"])
+    scorer = load_reward_model(str(rlhf("reward", folder, settings, name)), settings["max_length"])
     rows = held_out(folder)
     prompts = [row.prompt for row in rows]
     chosen = scorer(prompts, [row.chosen[-1]["content"] for row in rows])
@@ -133,7 +144,9 @@ def last_ids(tokenizer: Any, row: Preference, side: str) -> list[int]:
     return tokenizer(text)["input_ids"][-LAST_TOKENS:]
 
 
-ARMS: dict[str, Callable[[Path, str, int, dict[str, Any]], Scores]] = {"trl": trl, "ours": ours}
+ARMS: dict[str, Callable[[Path, str, int, dict[str, Any]], Scores]] = {"trl": trl, "ours": ours, "implicit": implicit}
+# What is set against what, pair by pair.
+DIFFERENCES = {"ours - trl": ("ours", "trl"), "implicit - ours": ("implicit", "ours")}
 
 
 def wins(folder: Path, arm: str) -> list[float]:
@@ -143,13 +156,14 @@ def wins(folder: Path, arm: str) -> list[float]:
 
 
 def summary(folder: Path, splits: list[int]) -> dict[str, Any]:
-    """Each arm's accuracy by split and over all, and the difference of the two, pair by pair."""
+    """Each arm's accuracy by split and over all, and the differences, pair by pair."""
     result: dict[str, Any] = {"splits": {}}
-    pooled: dict[str, list[float]] = {"trl": [], "ours": [], "difference": []}
+    pooled: dict[str, list[float]] = {name: [] for name in (*ARMS, *DIFFERENCES)}
     groups: list[str] = []
     for split in splits:
         each = {arm: wins(folder / str(split), arm) for arm in ARMS}
-        each["difference"] = [a - b for a, b in zip(each["ours"], each["trl"], strict=True)]
+        for name, (one, other) in DIFFERENCES.items():
+            each[name] = [a - b for a, b in zip(each[one], each[other], strict=True)]
         mine = [row.group_id for row in held_out(folder / str(split))]
         result["splits"][split] = {name: asdict(mean_interval(values, mine)) for name, values in each.items()}
         for name, values in each.items():
@@ -161,9 +175,10 @@ def summary(folder: Path, splits: list[int]) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The accuracies in Markdown."""
-    lines = ["| split | ours | TRL | ours - TRL | prompts |", "| --- | --- | --- | --- | --- |"]
+    names = [*ARMS, *DIFFERENCES]
+    lines = [f"| split | {' | '.join(names)} | prompts |", "| --- " * (len(names) + 2) + "|"]
     for name, row in [*result["splits"].items(), ("all", result["all"])]:
-        cells = [figure(row[key], 3) for key in ("ours", "trl", "difference")]
+        cells = [figure(row[name], 3) for name in names]
         lines.append(f"| {name} | {' | '.join(cells)} | {row['ours']['n']:,} |")
     return "\n".join(lines)
 
