@@ -101,6 +101,11 @@ def packs_logits(model: Any) -> bool:
     )
 
 
+def attend_outside_programs() -> None:
+    """See to it that torch.compile leaves attention out of its programs: how many rows there are it cannot know."""
+    AttentionInterface.register(_NAME, torch.compiler.disable(_attention))
+
+
 def first_pass(lengths: Iterable[int]) -> int:
     """How many rows of these lengths, from the first on, go through a model in one pass on a CPU; at least one."""
     return max(1, bisect_right(list(accumulate(lengths)), CPU_TOKENS))

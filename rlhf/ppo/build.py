@@ -148,3 +148,5 @@ def _check_sharding(args: PPOConfig, reference_kind: str, ref_model: Any) -> Non
         raise UserError("ema_decay: is not there with DeepSpeed, which holds the weights; leave it out")
     if is_deepspeed_zero3_enabled() and args.ref_ema_decay is not None:
         raise UserError("ref_ema_decay: is not there with ZeRO-3, which shards the weights; use ZeRO-2")
+    if is_deepspeed_zero3_enabled() and args.torch_compile:
+        raise UserError("torch_compile: is not there with ZeRO-3, which fetches weights within a layer; use ZeRO-2")

@@ -1,9 +1,11 @@
 """PPOTrainer: transformers' Trainer whose every step is one round of PPO. docs/ppo.md follows its order."""
 
+import contextlib
 import time
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
@@ -12,6 +14,7 @@ from rlhf.hardware import denormals_flushed, give_back_freed_memory
 from rlhf.models import load_causal, load_tokenizer, stop_ids
 from rlhf.ppo import losses
 from rlhf.ppo.build import build_models, check_arguments
+from rlhf.ppo.compiled import CompiledLayers
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.engines import make_engine
 from rlhf.ppo.experience import Experience
@@ -89,6 +92,10 @@ class PPOTrainer(Updates, Experience):
             data_collator=_as_they_are,
             callbacks=callbacks,
         )
+        self.compiled: CompiledLayers | None = None
+        if args.torch_compile:
+            pair = [networks.policy, networks.value_model]
+            self.compiled = CompiledLayers(pair, args.torch_compile_backend or "inductor", args.torch_compile_mode)
         self.stop_ids = set(stop_ids(policy)) | {tokenizer.eos_token_id}
         self.prompt_room = prompt_room(args, policy)
         self.prompts = Prompts(tokenizer, self.stop_ids, self.prompt_room)
@@ -103,6 +110,11 @@ class PPOTrainer(Updates, Experience):
             gold = load_rewards([gold_func], batch_size=args.per_device_eval_batch_size) if args.guard_steps else []
             self.guard = Guard(self, gold)
             self.add_callback(self.guard)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As Trainer's, but that it compiles nothing: `torch_compile` is for layers here (rlhf/ppo/compiled.py)."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend=DynamoBackend.NO)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """As Trainer's, with a learning rate of its own for the value model's weights."""
@@ -141,7 +153,8 @@ class PPOTrainer(Updates, Experience):
         episodes, seconds = self.roll_out(inputs, "train", self.state.global_step)
         batch = self.advantages(episodes)
         began = time.perf_counter()
-        figures = self.update(model, batch)
+        with contextlib.nullcontext() if self.compiled is None else self.compiled.active():
+            figures = self.update(model, batch)
         seconds["seconds/update"] = time.perf_counter() - began
         if self.args.ref_ema_decay is not None:
             self.reference.follow(self.model.policy, self.args.ref_ema_decay)
