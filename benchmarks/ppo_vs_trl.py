@@ -12,9 +12,7 @@ Configurations (benchmarks/ppo_inputs.py says how replies end in all arms alike)
 - ragged: the same, replies of 8 to 64 tokens, the same lengths in every arm;
 - best: ours as the demo has it, with the value head on the policy's trunk and one pass over a round's episodes, in bf16
   where the CPU is faster in it; TRL as in `full`, and with one pass too. Whether the demo loses gold by it
-  is what benchmarks/ppo_passes.py measures;
-- full_compiled, ragged_compiled, best_compiled: ours with torch_compile, TRL as it comes, and on `full` with its own
-  torch_compile too. What compiling takes falls into the first round, which is not measured.
+  is what benchmarks/ppo_passes.py measures.
 """
 
 import argparse
@@ -54,23 +52,12 @@ CONFIGS = {
         "trl_one_pass": ("trl", "one_pass"),
         "bare": ("bare", "full"),
     },
-    "full_compiled": {
-        "ours": ("ours", "full_compiled"),
-        "trl": ("trl", "full"),
-        "trl_compiled": ("trl", "full_compiled"),
-        "bare": ("bare", "full"),
-    },
-    "ragged_compiled": {"ours": ("ours", "ragged_compiled"), "trl": ("trl", "ragged"), "bare": ("bare", "ragged")},
-    "best_compiled": {"ours": ("ours", "best_compiled"), "trl": ("trl", "full"), "trl_one_pass": ("trl", "one_pass")},
 }
 # Without gradient checkpointing in any arm but this: it is TRL's default, and costs it time here.
 SETTINGS = {
     "defaults": {"gradient_checkpointing": True},
     "best": {"value_model_kind": "shared", "num_ppo_epochs": 1},
     "one_pass": {"num_ppo_epochs": 1},
-}
-SETTINGS |= {
-    f"{name}_compiled": SETTINGS.get(name, {}) | {"torch_compile": True} for name in ("full", "ragged", "best")
 }
 Figures = dict[tuple[str, str], dict[str, Any]]
 
@@ -115,11 +102,10 @@ def run_turn(folder: Path, shape: Shape, arguments: argparse.Namespace) -> Figur
     for arm, config in wanted:
         if arm not in arguments.arms:
             continue
-        ends, best = config.startswith("ragged"), config.startswith("best")
-        inputs = folder / ("ends" if ends else "full")
+        inputs = folder / ("ends" if config == "ragged" else "full")
         if not inputs.exists():
-            write_inputs(inputs, shape, ends=ends)
-        settings = SETTINGS.get(config, {}) | ({"bf16": faster_in_bf16()} if best else {})
+            write_inputs(inputs, shape, ends=config == "ragged")
+        settings = SETTINGS.get(config, {}) | ({"bf16": faster_in_bf16()} if config == "best" else {})
         peer, out = str(arguments.peer), str(folder / "figures.json")
         job = Job(arm, str(inputs), arguments.rounds, arguments.threads, out, settings, peer)
         run_child(job, folder)
@@ -165,7 +151,7 @@ def summary(arms: dict[str, tuple[str, str]], turns: list[Figures]) -> dict[str,
     keys = ["episodes_per_second", "peak_mib", "loaded_mib", "mean_reply"]
     medians = {name: {key: _median(turn[pair][key] for turn in turns) for key in keys} for name, pair in arms.items()}
     ratios = {}
-    for other in ("trl", "trl_defaults", "trl_one_pass", "trl_compiled", "bare"):
+    for other in ("trl", "trl_defaults", "trl_one_pass", "bare"):
         if "ours" not in arms or other not in arms:
             continue
         for key, name in (("episodes_per_second", "speed"), ("peak_mib", "memory")):

@@ -18,7 +18,11 @@ from tests import stages
 ROOT = Path(__file__).parents[1]
 CALLABLE = "tests.ppo_cases:count_e_in_texts"
 KINDS = {"full": [], "lora": ["--use_peft", "true", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]}
-FLAGS = {**KINDS, "noted": ["--value_model_kind", "shared", "--old_logps", "rollout"]}
+FLAGS = {
+    **KINDS,
+    "noted": ["--value_model_kind", "shared", "--old_logps", "rollout"],
+    "compiled": ["--torch_compile", "true", "--torch_compile_backend", "aot_eager"],
+}
 
 
 def _train(
@@ -79,13 +83,16 @@ def test_two_processes_train_as_one(alone: Any, policy_folder: Path, tmp_path: P
     assert load_policy(str(two / "whole")).max_length == 256
 
 
-def test_zero_3_trains_on_what_the_rollout_has_noted_as_one_process_does(policy_folder: Path, tmp_path: Path) -> None:
-    """Log-probabilities and values that are noted while a sharded policy is gathered."""
+@pytest.mark.parametrize(("kind", "zero"), [("noted", 3), ("compiled", 2)])
+def test_options_of_updates_and_rollouts_are_as_in_one_process(
+    policy_folder: Path, tmp_path: Path, kind: str, zero: int
+) -> None:
+    """What is noted while a sharded policy is gathered; layers compiled under DeepSpeed's hooks on their weights."""
     curves = []
-    for num_ranks, zero in ((1, None), (2, 3)):
+    for num_ranks, stage in ((1, None), (2, zero)):
         place = tmp_path / str(num_ranks)
         place.mkdir()
-        curves.append(_curve(_train(place, policy_folder, "noted", num_ranks, zero) / "whole"))
+        curves.append(_curve(_train(place, policy_folder, kind, num_ranks, stage) / "whole"))
     assert [row["step"] for row in curves[0]] == list(range(1, 11))
     for row, other in zip(*curves, strict=True):
         assert row == pytest.approx(other, abs=1e-3)

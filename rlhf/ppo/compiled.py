@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from rlhf.errors import UserError
@@ -28,8 +29,6 @@ class CompiledLayers:
     """
 
     def __init__(self, models: list[Any], backend: str = "inductor", mode: str | None = None) -> None:
-        import torch
-
         if backend == "inductor":
             _need_compiler()
         self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
