@@ -286,7 +286,13 @@ def test_compare_shows_the_page_itself_until_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / "compare.yaml").write_text("{}\n")
     words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, "-m", "rlhf", "compare", "--config", str(tmp_path / "compare.yaml"), *words]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+
+    def hear() -> None:
+        """A shell's background job has SIGINT ignored, and hands that on."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=hear, **output) as process:
         assert process.stdout
         lines = []
         for line in process.stdout:
