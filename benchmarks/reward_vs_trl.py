@@ -6,7 +6,7 @@ TRL's arm reads the pairs as their file has them ("\\n\\nHuman: ...\\n\\nAssista
 side, 2 epochs at 3e-4: the reference in docs/results.md. Ours is the reward stage of
 configs/recipes/hh_harmless.yaml, from the same model: `ours` with its head's score, `implicit` with reward_kind
 implicit. All are asked about the same held-out pairs. Finished arms are read and not run again; one takes about ten
-minutes. Prints Markdown and writes
+minutes, implicit twice as long. Prints Markdown and writes
 benchmarks/results/reward_vs_trl.json.
 """
 
