@@ -11,7 +11,6 @@ and writes it into benchmarks/results/ppo_compiled.json, a row for each number o
 import argparse
 import contextlib
 import json
-import platform
 import random
 import statistics
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ppo_inputs import FULL, TINY, load_inputs, write_inputs
+from ppo_inputs import FULL, TINY, cpu, load_inputs, write_inputs
 
 from rlhf.packing import pack_rows
 from rlhf.ppo.compiled import CompiledLayers
@@ -104,12 +103,6 @@ def one_pass(networks: Any, ids: torch.Tensor, keep: torch.Tensor) -> float:
     took = time.perf_counter() - began
     networks.zero_grad(set_to_none=True)
     return took
-
-
-def cpu() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

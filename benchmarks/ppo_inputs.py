@@ -13,6 +13,7 @@ reads them:
 """
 
 import json
+import platform
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -198,3 +199,9 @@ def load_inputs(folder: Path, value: bool = True) -> Inputs:
         value=classifier(folder / "value", dtype=torch.float32) if value else None,
         reward=classifier(folder / "reward", dtype=torch.float32),
     )
+
+
+def cpu() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

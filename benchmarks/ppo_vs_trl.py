@@ -18,7 +18,6 @@ Configurations (benchmarks/ppo_inputs.py says how replies end in all arms alike)
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from typing import Any
 import torch
 from install_trl_peer import FOLDER, VERSION, install
 from ppo_arm import Job
-from ppo_inputs import FULL, TINY, Shape, write_inputs
+from ppo_inputs import FULL, TINY, Shape, cpu, write_inputs
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "ppo_vs_trl.json"
@@ -181,20 +180,15 @@ def table(result: dict[str, Any]) -> str:
 
 def describe(shape: Shape, arguments: argparse.Namespace) -> dict[str, Any]:
     """What the figures hang on."""
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     return {
         "shape": asdict(shape),
         "turns": arguments.turns,
         "rounds": arguments.rounds,
         "threads": arguments.threads,
-        "cpu": cpu or platform.machine(),
+        "cpu": cpu(),
         "cores": os.cpu_count(),
         "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")} | {"trl": VERSION},
     }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def _median(values: Any) -> float:

@@ -153,7 +153,7 @@ def test_a_layer_that_cannot_be_compiled() -> None:
         raise RuntimeError("no such operation")
 
     model = tiny("llama")
-    compiled = CompiledLayers([model], refuses)  # type: ignore[arg-type]
+    compiled = CompiledLayers([model], refuses)
     with (
         pytest.raises(UserError, match=r"torch_compile: a layer cannot be compiled .*no such operation.*compile false"),
         compiled.active(),

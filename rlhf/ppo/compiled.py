@@ -22,13 +22,15 @@ class CompiledLayers:
 
     Args:
         models: transformers' causal models or classifiers, PEFT's wrapper included; one may be None.
-        backend: torch.compile's.
+        backend: torch.compile's: a name, or a function of a graph and its example inputs.
         mode: torch.compile's.
 
     Raises UserError where there is no C++ compiler, or no stack of layers in a model.
     """
 
-    def __init__(self, models: list[Any], backend: str = "inductor", mode: str | None = None) -> None:
+    def __init__(
+        self, models: list[Any], backend: str | Callable[..., Any] = "inductor", mode: str | None = None
+    ) -> None:
         if backend == "inductor":
             _need_compiler()
         self.forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
