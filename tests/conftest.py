@@ -38,6 +38,17 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Compute as on a machine with two cores that the process has for itself."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk of one megabyte (tmpfs); skips where this process may not mount one."""
     place = tmp_path / "small-disk"

@@ -26,7 +26,7 @@ ROWS = [
     ["rlhf.models", "rlhf.resume"],
     ["rlhf.lineage", "rlhf.decoding"],
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.packing", "rlhf.parts"],
-    ["rlhf.config", "rlhf.decoding_graph"],
+    ["rlhf.config", "rlhf.decoding_graph", "rlhf.abreast"],
     ["rlhf.records", "rlhf.layers"],
     ["rlhf.errors", "rlhf.hardware", "rlhf.usage", "rlhf.throughput"],
 ]  # fmt: skip

@@ -281,7 +281,8 @@ def test_what_is_made_smaller() -> None:
     assert batch("ppo", tokens, micro_batch_tokens=400) is None  # was not cut by it
     assert batch("ppo", Cause("policy", "forward", rows=1, width=900)) is None
     assert batch("ppo") == {"micro_batch_tokens": 8192}
-    assert smaller("ppo", {}, on_cpu=True) == {"micro_batch_tokens": 512}
+    assert smaller("ppo", {}, on_cpu=True) == {"micro_batch_tokens": 320}
+    assert smaller("ppo", {"value_model_kind": "shared"}, on_cpu=True) == {"micro_batch_tokens": 512}
     assert batch("ppo", Cause("policy", "rollout"), per_device_train_batch_size=16) == {"generation_batch_size": 8}
     assert batch("ppo", Cause("reward model", "scoring")) == {"per_device_eval_batch_size": 32}
     assert batch("ppo", Cause("policy", "rollout"), generation_batch_size=1) is None

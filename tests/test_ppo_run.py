@@ -69,12 +69,16 @@ def test_the_doctor_reads_it(tmp_path: Path, policy_folder: Path, capsys: pytest
     assert "doctor: give one run folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["separate", "shared", "adapter"])
-def test_a_resumed_run_ends_as_an_undisturbed_one(tmp_path: Path, policy_folder: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["separate", "separate, at once", "shared", "adapter"])
+def test_a_resumed_run_ends_as_an_undisturbed_one(
+    tmp_path: Path, policy_folder: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
     """Stopped after round 3 by a reward that fails once; every figure and weight as if it had not."""
+    if kind.endswith("at once"):
+        request.getfixturevalue("two_threads")
     adapter = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"]} if kind == "adapter" else {}
     values = {
-        "value_model_kind": kind,
+        "value_model_kind": kind.split(",")[0],
         "max_steps": 6,
         "kl_target": 0.1,
         "scale_scores": True,

@@ -1,11 +1,13 @@
 """PPOTrainer: starts where it should, learns, does not depend on how the work is cut."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rlhf.errors import UserError
 from rlhf.models import load_causal, load_policy
 from rlhf.ppo import PPOConfig, PPOTrainer, build
 from rlhf.ppo.rollout import Episode
@@ -110,7 +112,7 @@ def test_neither_padding_nor_a_pass_each_changes_what_is_learned(
     for name in ("packed", "padded"):
         if name == "padded":
             monkeypatch.setattr(build, "pack_rows", lambda model: False)
-            monkeypatch.setattr(PPOTrainer, "_parts", lambda self, model: ["both"])
+            monkeypatch.setattr(PPOTrainer, "_lanes", lambda self, model: [["both"]])
         model = load_causal(str(policy_folder))
         trainer = cases.trainer(
             policy_folder, tmp_path / name, model=model, max_steps=2, micro_batch_tokens=60, **_values(kind)
@@ -118,15 +120,71 @@ def test_neither_padding_nor_a_pass_each_changes_what_is_learned(
         assert trainer.model.packs_rows == (name == "packed")
         trainer.train()
         passes = 2 if name == "packed" and kind != "shared" else 1
-        assert len(trainer._parts(trainer.model_wrapped)) == passes
+        assert sum(len(parts) for parts in trainer._lanes(trainer.model_wrapped)) == passes
         assert all(p.grad is None for p in trainer.model.parameters())  # or Trainer's own step would move them
         ends.append((cases.weights(trainer), cases.log(trainer)))
-    (packed, rows), (padded, others) = ends
-    for name, weight in padded.items():
-        torch.testing.assert_close(packed[name], weight, rtol=1e-4, atol=1e-5)
-    for row, other in zip(rows, others, strict=True):
+    _same_learning(*ends)
+
+
+def _same_learning(one: tuple[dict[str, Any], list[Any]], other: tuple[dict[str, Any], list[Any]]) -> None:
+    """Two runs' weights and logs, but for rounding."""
+    for name, weight in other[0].items():
+        torch.testing.assert_close(one[0][name], weight, rtol=1e-4, atol=1e-5)
+    for row, same in zip(one[1], other[1], strict=True):
         for figure in ("loss", "loss/policy", "loss/value", "clip_fraction", "clip_fraction_value", "approx_kl", "kl"):
-            assert row[figure] == pytest.approx(other[figure], rel=1e-3, abs=1e-6)
+            assert row[figure] == pytest.approx(same[figure], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("old_logps", ["forward", "rollout"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_policy_and_value_model_at_once_learn_the_same(
+    policy_folder: Path, tmp_path: Path, two_threads: None, old_logps: str, checkpointing: bool
+) -> None:
+    """Twice at once, the same to the bit; and one after the other, the same but for rounding."""
+    runs = []
+    for name in ("at once", "again", "in turn"):
+        trainer = cases.trainer(
+            policy_folder,
+            tmp_path / name,
+            max_steps=2,
+            micro_batch_tokens=60,
+            old_logps=old_logps,
+            gradient_checkpointing=checkpointing,
+        )
+        assert trainer.abreast
+        trainer.abreast = name != "in turn"
+        assert trainer._lanes(trainer.model) == ([["policy"], ["value"]] if trainer.abreast else [["policy", "value"]])
+        trainer.train()
+        assert torch.get_num_threads() == 2
+        runs.append((cases.weights(trainer), cases.log(trainer)))
+    at_once, again, in_turn = runs
+    assert all(torch.equal(again[0][name], weight) for name, weight in at_once[0].items())
+    assert [row["loss"] for row in at_once[1]] == [row["loss"] for row in again[1]]
+    _same_learning(at_once, in_turn)
+    if old_logps == "forward":
+        assert at_once[1][0]["kl"] == 0.0
+    assert at_once[1][0]["ratio/first_deviation"] < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["shared", "adapter"])
+def test_a_value_on_the_policys_trunk_trains_after_it(
+    policy_folder: Path, tmp_path: Path, two_threads: None, kind: str
+) -> None:
+    model = load_causal(str(policy_folder))
+    trainer = cases.trainer(policy_folder, tmp_path, model=model, max_steps=1, **_values(kind))
+    assert not trainer.abreast
+    trainer.train()
+
+
+def test_a_nan_of_the_value_model_at_once_is_skipped(policy_folder: Path, tmp_path: Path, two_threads: None) -> None:
+    trainer = cases.trainer(policy_folder, tmp_path, max_steps=1)
+    with torch.no_grad():
+        next(trainer.model.value_model.parameters()).fill_(math.nan)
+    before = cases.weights(trainer)
+    with pytest.raises(UserError, match="3 updates in a row held a NaN"):
+        trainer.train()
+    after = cases.weights(trainer)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items() if name.startswith("policy"))
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(policy_folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ _SIGNS = (
 )  # fmt: skip
 _CHECKPOINTS_BY_DEFAULT = ("pretrain", "sft", "reward", "dpo")  # TRL's configs; PPO's does not
 _WHATEVER_THE_BATCH = ("loading", "optimizer step", "saving")  # phases that hold no activations
-_PPO_TOKENS = {True: 1024, False: 16_384}  # micro_batch_tokens where it is not set, by whether it runs on CPUs
+_PPO_TOKENS = 16_384  # micro_batch_tokens where it is not set
+_PPO_TOKENS_ON_CPU = {True: 640, False: 1024}  # by whether the value model is separate
 _PPO_BATCH = 64
 _BATCH = 8
 
@@ -60,7 +61,9 @@ def _smaller_ppo(settings: dict[str, Any], cause: "Cause | None", on_cpu: bool) 
         if cause is not None and not cause.evaluating:
             rows = min(rows, episodes)
         return {key: rows // 2} if rows > 1 else None
-    now = whole(settings, key) or _PPO_TOKENS[on_cpu]
+    separate = settings.get("value_model_kind", "separate") == "separate"
+    default = _PPO_TOKENS_ON_CPU[separate] if on_cpu else _PPO_TOKENS
+    now = whole(settings, key) or default
     rows = cause.rows if cause is not None and cause.rows else 0
     if rows == 1 or episodes == 1:
         return None

@@ -8,6 +8,8 @@ from rlhf.errors import UserError
 from rlhf.hardware import spare_broken_amx
 from rlhf.packing import CPU_TOKENS
 
+# Of each, policy and value model, where both train at once on a CPU: together they hold little more than one of 1024.
+CPU_TOKENS_EACH = 640
 _CHOICES = {
     "kl_estimator": ("k1", "k3"),
     "value_model_kind": ("separate", "shared", "adapter"),
@@ -112,7 +114,10 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = field(default=4, metadata={"help": "Optimizer steps a pass."})
     micro_batch_tokens: int | None = field(
         default=None,
-        metadata={"help": "Tokens that go through a model at a time; 1024 on a CPU, else 16384, where padding counts."},
+        metadata={
+            "help": "Tokens that go through a model at a time; on a CPU 1024 (640 where the value model is separate, "
+            "and both train at once), else 16384, where padding counts."
+        },
     )
     cliprange: float = field(default=0.2, metadata={"help": "Of the probability ratio."})
     cliprange_value: float = field(default=0.2, metadata={"help": "Of the value's move from the old one."})
@@ -148,7 +153,8 @@ class PPOConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.micro_batch_tokens is None:
-            self.micro_batch_tokens = CPU_TOKENS if self.device.type == "cpu" else 16_384
+            on_cpu = CPU_TOKENS_EACH if self.value_model_kind == "separate" else CPU_TOKENS
+            self.micro_batch_tokens = on_cpu if self.device.type == "cpu" else 16_384
         if self.bf16 and self.device.type == "cpu":
             spare_broken_amx()
         for key, choices in _CHOICES.items():

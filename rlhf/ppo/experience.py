@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from trl.models.utils import unwrap_model_for_generation
 
+from rlhf.abreast import abreast
 from rlhf.hardware import end_thread_team
 from rlhf.layers import logits_of
 from rlhf.ppo.checkpoint import Checkpoints
@@ -29,6 +30,7 @@ class Experience(Checkpoints):
     prompts: Prompts
     rewards: list[Reward]
     stop_ids: set[int]
+    abreast: bool  # whether policy and value model compute at once
     checked: bool = False  # whether the self-check has passed
 
     def roll_out(
@@ -99,20 +101,31 @@ class Experience(Checkpoints):
                 episode.logps, entropy, *values = figures.T.tolist()
                 episode.entropy, episode.values = fmean(entropy), values[0] if values else []
         part = "both" if notes is None else "value"
-        for group, input_ids, keep in batches if part == "both" or self.model.kind != "shared" else []:
-            logps, values, entropy = networks(input_ids, keep, self.args.temperature, entropy=True, part=part)
-            sizes = [len(episodes[row].ids) for row in group]
-            for row, each in zip(group, values.split(sizes), strict=True):
-                episodes[row].values = each.tolist()
-            if notes is None:
-                for row, each, spread in zip(group, logps.split(sizes), entropy.split(sizes), strict=True):
-                    episodes[row].logps, episodes[row].entropy = each.tolist(), spread.mean().item()
-        with self.reference.active(self.args.device) as reference:
+
+        def by_what_learns() -> None:
             for group, input_ids, keep in batches:
-                hidden = kept_hidden(reference, input_ids, keep)
-                logps = token_logps(logits_of(reference), hidden, input_ids[:, 1:][keep], self.args.temperature)
-                for row, part in zip(group, logps.split([len(episodes[row].ids) for row in group]), strict=True):
-                    episodes[row].ref_logps = part.tolist()
+                logps, values, entropy = networks(input_ids, keep, self.args.temperature, entropy=True, part=part)
+                sizes = [len(episodes[row].ids) for row in group]
+                for row, each in zip(group, values.split(sizes), strict=True):
+                    episodes[row].values = each.tolist()
+                if notes is None:
+                    for row, each, spread in zip(group, logps.split(sizes), entropy.split(sizes), strict=True):
+                        episodes[row].logps, episodes[row].entropy = each.tolist(), spread.mean().item()
+
+        def by_reference() -> None:
+            with self.reference.active(self.args.device) as reference:
+                for group, input_ids, keep in batches:
+                    hidden = kept_hidden(reference, input_ids, keep)
+                    logps = token_logps(logits_of(reference), hidden, input_ids[:, 1:][keep], self.args.temperature)
+                    for row, each in zip(group, logps.split([len(episodes[row].ids) for row in group]), strict=True):
+                        episodes[row].ref_logps = each.tolist()
+
+        calls = [by_reference] if part == "value" and self.model.kind == "shared" else [by_what_learns, by_reference]
+        if self.abreast and self.reference.model is not None:
+            abreast(calls)
+        else:
+            for call in calls:
+                call()
 
     def _score(self, rows: list[Row], episodes: list[Episode], gold: list[Reward]) -> None:
         """Ask the reward functions, and the gold where there is one; an error on one rank is raised on all."""

@@ -9,6 +9,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import Tensor
 from transformers import TrainerCallback, set_seed
 
+from rlhf.abreast import can_run_abreast
 from rlhf.data.encode import CutReport
 from rlhf.hardware import denormals_flushed, give_back_freed_memory
 from rlhf.models import load_causal, load_tokenizer, stop_ids
@@ -96,6 +97,9 @@ class PPOTrainer(Updates, Experience):
         if args.torch_compile:
             pair = [networks.policy, networks.value_model]
             self.compiled = CompiledLayers(pair, args.torch_compile_backend or "inductor", args.torch_compile_mode)
+        alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        apart = networks.kind == "separate" and not args.torch_compile  # whose making of programs is for one thread
+        self.abreast = alone and apart and can_run_abreast(args.device)
         self.stop_ids = set(stop_ids(policy)) | {tokenizer.eos_token_id}
         self.prompt_room = prompt_room(args, policy)
         self.prompts = Prompts(tokenizer, self.stop_ids, self.prompt_room)

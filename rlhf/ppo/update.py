@@ -3,12 +3,14 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer
 
+from rlhf.abreast import abreast
 from rlhf.errors import UserError
 from rlhf.ppo import losses
 from rlhf.ppo.config import PPOConfig
@@ -27,6 +29,7 @@ class Updates(Trainer):
     optimizer: Any
     ppo: PPOState
     average: Any
+    abreast: bool
     sft_dataset: Any
 
     def update(self, model: Any, batch: Batch) -> dict[str, float]:
@@ -72,16 +75,23 @@ class Updates(Trainer):
         groups = dealt[rank] + [rows[:1]] * (max(map(len, dealt)) - len(dealt[rank]))
         num_tokens = int(batch.mask[rows].sum())
         demonstrations = self._demonstrations(len(rows), number)
-        sums, deviation = torch.zeros(len(_SUMS), device=device), 0.0
-        for at, group in enumerate(groups):
-            weight = 1 / num_tokens if at < len(dealt[rank]) else 0.0
-            flat, last = batch.flat(group), at == len(groups) - 1 and not demonstrations
-            for part in self._parts(model):
-                with self._accumulating(model, last):
-                    loss, added, moved = self._loss(model, flat, device, part)
-                    sums += added * weight
-                    deviation = max(deviation, moved if weight else 0.0)
-                    self._backward(loss * weight * num_ranks, sums)
+
+        def learn(parts: list[str]) -> tuple[Tensor, float]:
+            """Backward passes of some parts over all groups; their sums of _SUMS, and how far the ratio is off 1."""
+            sums, deviation = torch.zeros(len(_SUMS), device=device), 0.0
+            for at, group in enumerate(groups):
+                weight = 1 / num_tokens if at < len(dealt[rank]) else 0.0
+                flat, last = batch.flat(group), at == len(groups) - 1 and not demonstrations
+                for part in parts:
+                    with self._accumulating(model, last):
+                        loss, added, moved = self._loss(model, flat, device, part)
+                        sums += added * weight
+                        deviation = max(deviation, moved if weight else 0.0)
+                        self._backward(loss * weight * num_ranks, sums)
+            return sums, deviation
+
+        done = abreast([partial(learn, parts) for parts in self._lanes(model)])
+        sums, deviation = torch.stack([each for each, _ in done]).sum(0), max(moved for _, moved in done)
         figures = {"loss/ptx": self._imitate(model, demonstrations, sums)} if demonstrations else {}
         *parts, deviations = self.accelerator.gather(torch.cat([sums, sums.new_tensor([deviation])])[None]).unbind(1)
         figures |= {name: part.sum().item() for name, part in zip(_SUMS, parts, strict=True)}
@@ -91,13 +101,15 @@ class Updates(Trainer):
         norm = self._step(model, finite=math.isfinite(figures["loss"]))
         return None if norm is None else figures | {"grad_norm": norm}
 
-    def _parts(self, model: Any) -> list[str]:
-        """What has a backward pass of its own: policy and value model where they have a forward pass each.
+    def _lanes(self, model: Any) -> list[list[str]]:
+        """What has a backward pass of its own, by what is computed at once.
 
-        The activations of one are then gone before the other's are made. A wrapper for several ranks counts
-        on one pass through all weights.
+        Policy and value model where they have a forward pass each, side by side where they share no weights and
+        there are cores. A wrapper for several ranks counts on one pass through all weights.
         """
-        return ["policy", "value"] if model is self.model and self.model.kind != "shared" else ["both"]
+        if model is not self.model or self.model.kind == "shared":
+            return [["both"]]
+        return [["policy"], ["value"]] if self.abreast else [["policy", "value"]]
 
     def _loss(self, model: Any, flat: Batch, device: Any, part: str) -> tuple[Tensor, Tensor, float]:
         """The loss of a micro-batch summed over its tokens, the sums of _SUMS, and max |pi/pi_old - 1|; of a part."""
