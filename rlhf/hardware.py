@@ -84,6 +84,13 @@ def _try_amx() -> bool:
     return subprocess.run([sys.executable, "-c", _TRY], stderr=subprocess.DEVNULL).returncode == 0
 
 
+def give_back_holes() -> None:
+    """Give the system what was freed and lies between what is in use, now: some milliseconds. Needs glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def give_back_freed_memory() -> None:
     """Have tensors of 16 MiB and more go back to the system when they are freed, from now on in this process.
 

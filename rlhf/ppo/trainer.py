@@ -11,7 +11,7 @@ from transformers import TrainerCallback, set_seed
 
 from rlhf.abreast import can_run_abreast
 from rlhf.data.encode import CutReport
-from rlhf.hardware import denormals_flushed, give_back_freed_memory
+from rlhf.hardware import denormals_flushed, give_back_freed_memory, give_back_holes
 from rlhf.models import load_causal, load_tokenizer, stop_ids
 from rlhf.ppo import losses
 from rlhf.ppo.build import build_models, check_arguments
@@ -156,6 +156,8 @@ class PPOTrainer(Updates, Experience):
         self.model.train(bool(self.args.gradient_checkpointing))
         episodes, seconds = self.roll_out(inputs, "train", self.state.global_step)
         batch = self.advantages(episodes)
+        if self.args.device.type == "cpu":
+            give_back_holes()  # which a rollout leaves, and the updates' activations do not fill
         began = time.perf_counter()
         with contextlib.nullcontext() if self.compiled is None else self.compiled.active():
             figures = self.update(model, batch)

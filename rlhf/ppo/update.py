@@ -90,7 +90,10 @@ class Updates(Trainer):
                         self._backward(loss * weight * num_ranks, sums)
             return sums, deviation
 
-        done = abreast([partial(learn, parts) for parts in self._lanes(model)])
+        lanes = self._lanes(model)
+        if len(lanes) > 1:
+            self._make_room_for_gradients()
+        done = abreast([partial(learn, parts) for parts in lanes])
         sums, deviation = torch.stack([each for each, _ in done]).sum(0), max(moved for _, moved in done)
         figures = {"loss/ptx": self._imitate(model, demonstrations, sums)} if demonstrations else {}
         *parts, deviations = self.accelerator.gather(torch.cat([sums, sums.new_tensor([deviation])])[None]).unbind(1)
@@ -110,6 +113,14 @@ class Updates(Trainer):
         if model is not self.model or self.model.kind == "shared":
             return [["both"]]
         return [["policy"], ["value"]] if self.abreast else [["policy", "value"]]
+
+    def _make_room_for_gradients(self) -> None:
+        """Have the gradients in one place: made between activations in two threads, they leave holes all over the heap.
+
+        Those of weights that have had one: the others' stay None, and the optimizer leaves them alone.
+        """
+        for parameter in self.optimizer.state:
+            parameter.grad = torch.zeros_like(parameter)
 
     def _loss(self, model: Any, flat: Batch, device: Any, part: str) -> tuple[Tensor, Tensor, float]:
         """The loss of a micro-batch summed over its tokens, the sums of _SUMS, and max |pi/pi_old - 1|; of a part."""
