@@ -106,6 +106,38 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     assert kept - given_back > 150  # MiB, of 240
 
 
+_HOLES = """
+import ctypes
+from pathlib import Path
+from rlhf.hardware import give_back_freed_memory, give_back_holes
+give_back_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20
+
+blocks, pins = [], []
+for _ in range(40):
+    blocks.append(libc.malloc(4 * 2**20))
+    ctypes.memset(blocks[-1], 1, 4 * 2**20)
+    pins.append(libc.malloc(64 * 1024))  # what was allocated after it
+for block in blocks:
+    libc.free(block)
+before = resident()
+give_back_holes()
+print(before - resident())
+"""
+
+
+def test_holes_between_what_is_in_use_go_back_to_the_system() -> None:
+    """Forty blocks of 4 MiB, too small to go back by themselves, each with a small one behind it that stays."""
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this C library is not glibc")
+    done = subprocess.run([sys.executable, "-c", _HOLES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 120  # MiB, of 160
+
+
 _TEAMS = """
 import os, sys, threading, torch
 from rlhf.hardware import end_thread_team

@@ -166,6 +166,14 @@ def test_policy_and_value_model_at_once_learn_the_same(
     assert at_once[1][0]["ratio/first_deviation"] < 1e-5
 
 
+def test_a_weight_without_gradient_stays_at_once_too(policy_folder: Path, tmp_path: Path, two_threads: None) -> None:
+    trainer = cases.trainer(policy_folder, tmp_path, max_steps=2, weight_decay=0.5)
+    trainer.model.value_model.spare = torch.nn.Parameter(torch.ones(3))
+    trainer.train()
+    assert trainer.abreast
+    assert torch.equal(trainer.model.value_model.spare, torch.ones(3))
+
+
 @pytest.mark.parametrize("kind", ["shared", "adapter"])
 def test_a_value_on_the_policys_trunk_trains_after_it(
     policy_folder: Path, tmp_path: Path, two_threads: None, kind: str
