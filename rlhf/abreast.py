@@ -5,10 +5,12 @@ two cores as on one. Two models that need nothing of each other keep both busy f
 """
 
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import TypeVar
+from concurrent.futures import Future
+from functools import cache, partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,7 +39,7 @@ def abreast(calls: Sequence[Callable[[], T]]) -> list[T]:
     as_here = _Surroundings(share)
     torch.set_num_threads(share)
     try:
-        others = [_pool(os.getpid(), at).submit(as_here.call, call) for at, call in enumerate(calls[1:])]
+        others = [_lane(os.getpid(), at).submit(partial(as_here.call, call)) for at, call in enumerate(calls[1:])]
         try:
             first = calls[0]()
         finally:
@@ -67,7 +69,33 @@ class _Surroundings:
                     end_thread_team()
 
 
+class _Lane:
+    """A thread that makes one call after another: the C library gives each new one memory of its own, for good.
+
+    A daemon: it never ends by itself. Where a backward pass fails, PyTorch leaves the rest of its graph in the thread,
+    to be freed as the thread ends; as Python ends too, that takes the process down.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def submit(self, call: Callable[[], T]) -> "Future[T]":
+        future = Future[T]()
+        self.calls.put((future, call))
+        return future
+
+    def _work(self) -> None:
+        while True:
+            future, call = self.calls.get()
+            try:
+                future.set_result(call())
+            except BaseException as error:  # for who waits for it
+                future.set_exception(error)
+            del future, call  # and what they hold, until the next one comes
+
+
 @cache
-def _pool(process: int, at: int) -> ThreadPoolExecutor:
-    """One thread, kept: the C library gives each new one memory of its own. Not a parent's, which a fork has not."""
-    return ThreadPoolExecutor(1, thread_name_prefix=f"abreast-{at}")
+def _lane(process: int, at: int) -> _Lane:
+    """This process's; a fork has not its parent's threads."""
+    return _Lane(f"abreast-{at}")

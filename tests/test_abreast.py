@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,3 +121,28 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_forked_process_has_threads_of_its_own() -> None:
     assert subprocess.run([sys.executable, "-c", _FORK], timeout=120).returncode == 0
+
+
+_FAILS = """
+import sys
+from pathlib import Path
+import torch
+from tests import ppo_cases
+from tests.tiny import tiny_policy
+torch.set_num_threads(2)
+place = Path(sys.argv[1])
+trainer = ppo_cases.trainer(tiny_policy(place / "policy"), place / "run", max_steps=1)
+trainer.model.value_model.score.weight.register_hook(lambda _: torch.empty(2**60, dtype=torch.uint8))
+try:
+    trainer.train()
+except RuntimeError as error:
+    kept = error  # with all frames, as who reports it does
+sys.exit(2)
+"""
+
+
+def test_a_backward_pass_that_fails_does_not_take_python_down(tmp_path: Path) -> None:
+    """PyTorch leaves the rest of the graph in the thread, to be freed at its end."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", _FAILS, str(tmp_path)], cwd=root, timeout=300)
+    assert done.returncode == 2

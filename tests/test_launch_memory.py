@@ -206,7 +206,7 @@ def test_each_phase_of_ppo(ppo: Any, monkeypatch: pytest.MonkeyPatch, where: str
     elif where == "backward":
         networks.policy.lm_head.weight.register_hook(_fails)
     elif where == "step":
-        monkeypatch.setattr(torch.optim.Adam, "_init_group", _fails)  # where AdamW makes its moments
+        monkeypatch.setattr(torch.optim.AdamW, "_init_group", _fails)  # where AdamW makes its moments
     elif where == "saving":
         monkeypatch.setattr(type(networks.policy), "save_pretrained", _fails)
         act = lambda: ppo.save_model(str(ppo.args.output_dir))  # noqa: E731
@@ -217,6 +217,16 @@ def test_each_phase_of_ppo(ppo: Any, monkeypatch: pytest.MonkeyPatch, where: str
     assert cause.asked == "1073741824.00 GiB"
     if where in ("policy", "value", "reference", "loss", "backward"):
         assert cause.rows >= 1 and cause.width > 8
+
+
+def test_a_thread_of_ppo(two_threads: None, ppo: Any) -> None:
+    """The value model's, which trains beside the policy."""
+    assert ppo.abreast
+    ppo.model.value_model.score.weight.register_hook(_fails)
+    cause = _cause("ppo", ppo.train)
+    assert str(cause).startswith("backward of the policy and value model")
+    assert cause.rows >= 1
+    assert cause.width > 8
 
 
 @pytest.mark.parametrize(

@@ -219,8 +219,9 @@ def _shape(frames: list[FrameType]) -> tuple[int, int]:
     """Of the newest tokens on the stack."""
     for frame in reversed(frames):
         values = frame.f_locals
-        if frame.f_code.co_name == "_minibatch" and values.get("group") and "lengths" in values:  # of PPO, backward
-            return len(values["group"]), max(values["lengths"][row] for row in values["group"])
+        episodes = getattr(values.get("flat"), "episodes", None)  # in PPO's backward passes (rlhf/ppo/update.py)
+        if frame.f_code.co_name == "learn" and episodes:
+            return len(episodes), max(episode.length for episode in episodes)
         held = [values, *[values.get(name) for name in ("inputs", "kwargs", "model_kwargs")]]
         for holder in held:
             ids: Any = holder.get("input_ids") if isinstance(holder, Mapping) else None
