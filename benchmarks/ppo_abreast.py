@@ -11,7 +11,6 @@ benchmarks/results/ppo_abreast.json, a row for each processor and number of thre
 import argparse
 import json
 import random
-import statistics
 import tempfile
 import time
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 from ppo_inputs import FULL, TINY, Shape, cpu, load_inputs, write_inputs
+from ppo_turns import keep, told
 
 from rlhf.abreast import abreast
 from rlhf.hardware import denormals_flushed, give_back_freed_memory
@@ -58,9 +58,7 @@ def main() -> None:
         }
     print(json.dumps(row))
     if not arguments.tiny:
-        rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-        rows = [old for old in rows if any(old[key] != row[key] for key in ("device", "threads"))]
-        RESULTS.write_text(json.dumps([*rows, row], indent=2) + "\n")
+        keep(RESULTS, row)
 
 
 def compare(networks: Any, shape: Shape, ragged: bool, passes: int) -> dict[str, Any]:
@@ -69,17 +67,7 @@ def compare(networks: Any, shape: Shape, ragged: bool, passes: int) -> dict[str,
     for _ in range(passes + WARM_UP):
         episodes = minibatch(draw, shape, ragged)
         seconds.append((in_turn(networks, episodes), at_once(networks, episodes)))
-    ratios = sorted(turn / once for turn, once in seconds[WARM_UP:])
-    return {
-        "milliseconds": {
-            name: round(1000 * statistics.median(each), 1)
-            for name, each in zip(("in turn", "at once"), zip(*seconds[WARM_UP:], strict=True), strict=True)
-        },
-        "in turn over at once": {
-            "median": round(statistics.median(ratios), 3),
-            "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
-        },
-    }
+    return told("in turn", "at once", seconds[WARM_UP:])
 
 
 def minibatch(draw: random.Random, shape: Shape, ragged: bool) -> list[Episode]:
@@ -110,9 +98,9 @@ def learn(networks: Any, episodes: list[Episode], limit: int, parts: tuple[str, 
     """Forward and backward passes of some parts over all micro-batches."""
     lengths = [episode.length for episode in episodes]
     for group in micro_batches(lengths, list(range(len(episodes))), limit, padded=False):
-        ids, keep = pack([episodes[at] for at in group], "cpu")
+        ids, kept = pack([episodes[at] for at in group], "cpu")
         for part in parts:
-            logps, values, _ = networks(ids, keep, 1.0, part=part)
+            logps, values, _ = networks(ids, kept, 1.0, part=part)
             (logps.sum() + values.square().sum()).backward()
 
 

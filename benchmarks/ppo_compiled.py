@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import random
-import statistics
 import tempfile
 import time
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 from ppo_inputs import FULL, TINY, cpu, load_inputs, write_inputs
+from ppo_turns import keep, told
 
 from rlhf.packing import pack_rows
 from rlhf.ppo.compiled import CompiledLayers
@@ -49,32 +49,21 @@ def main() -> None:
     compiled, draw = CompiledLayers([networks.policy, networks.value_model]), random.Random(0)
     seconds: list[tuple[float, float]] = []
     for _ in range(arguments.passes + WARM_UP):
-        ids, keep = (tensor.to(arguments.device) for tensor in micro_batch(draw, shape.vocabulary))
-        plain = one_pass(networks, ids, keep)
+        ids, kept = (tensor.to(arguments.device) for tensor in micro_batch(draw, shape.vocabulary))
+        plain = one_pass(networks, ids, kept)
         with compiled.active():
-            seconds.append((plain, one_pass(networks, ids, keep)))
-    measured = seconds[WARM_UP:]
-    ratios = sorted(plain / fast for plain, fast in measured)
+            seconds.append((plain, one_pass(networks, ids, kept)))
     row = {
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else cpu(),
         "threads": arguments.threads,
         "passes": arguments.passes,
-        "milliseconds": {
-            name: round(1000 * statistics.median(each), 1)
-            for name, each in zip(("plain", "compiled"), zip(*measured, strict=True), strict=True)
-        },
-        "plain over compiled": {
-            "median": round(statistics.median(ratios), 3),
-            "quartiles": [round(ratios[len(ratios) // 4], 3), round(ratios[-1 - len(ratios) // 4], 3)],
-        },
+        **told("plain", "compiled", seconds[WARM_UP:]),
         "first passes, seconds": [round(fast, 1) for _, fast in seconds[:WARM_UP]],
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
     print(json.dumps(row))
     if not arguments.tiny:
-        rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-        rows = [old for old in rows if any(old[key] != row[key] for key in ("device", "threads"))]
-        RESULTS.write_text(json.dumps([*rows, row], indent=2) + "\n")
+        keep(RESULTS, row)
 
 
 def micro_batch(draw: random.Random, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,7 +76,7 @@ def micro_batch(draw: random.Random, vocabulary: int) -> tuple[torch.Tensor, tor
     return ids, torch.stack([(at >= length // 2) & (at < length - 1) for length in lengths])
 
 
-def one_pass(networks: Any, ids: torch.Tensor, keep: torch.Tensor) -> float:
+def one_pass(networks: Any, ids: torch.Tensor, kept: torch.Tensor) -> float:
     """Seconds of both forward and backward passes."""
     on_gpu = ids.is_cuda
     if on_gpu:
@@ -95,7 +84,7 @@ def one_pass(networks: Any, ids: torch.Tensor, keep: torch.Tensor) -> float:
     began = time.perf_counter()
     for part in ("policy", "value"):
         with torch.autocast("cuda", torch.bfloat16) if on_gpu else contextlib.nullcontext():
-            logps, values, _ = networks(ids, keep, 1.0, part=part)
+            logps, values, _ = networks(ids, kept, 1.0, part=part)
             loss = logps.sum() + values.square().sum()
         loss.backward()
     if on_gpu:

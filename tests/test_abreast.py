@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +13,8 @@ from rlhf.hardware import flushes_denormals
 
 
 @pytest.fixture
-def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+def four_threads(two_threads: None) -> None:
+    torch.set_num_threads(4)  # until the other fixture sets back what was before
 
 
 def _here() -> tuple[int, int]:

@@ -175,6 +175,7 @@ def ppo(policy_folder: Path, tmp_path: Path) -> Any:
         ("policy", "scoring of the policy"),
         ("value", "scoring of the value model"),
         ("reference", "scoring of the reference model"),
+        ("reference's logits", "scoring of the reference model"),
         ("loss", "forward of the policy"),
         ("backward", "backward of the policy and value model"),
         ("step", "optimizer step of the policy and value model"),
@@ -203,6 +204,8 @@ def test_each_phase_of_ppo(ppo: Any, monkeypatch: pytest.MonkeyPatch, where: str
         networks.value_model.base_model.register_forward_pre_hook(_fails)
     elif where == "reference":
         ppo.reference.model.base_model.register_forward_pre_hook(_fails)
+    elif where == "reference's logits":
+        ppo.reference.model.lm_head.register_forward_pre_hook(_fails)
     elif where == "backward":
         networks.policy.lm_head.weight.register_hook(_fails)
     elif where == "step":

@@ -196,14 +196,13 @@ def _running(frames: list[FrameType], own: str) -> str:
             return "reference model"
         if "ref_model_kwargs" in values and "ref_outputs" not in values:  # TRL's DPO loss, with and without PEFT
             return "reference model"
-        if frame.f_code.co_name == "token_logps" and "reference" in _caller_locals(frame):
+        if frame.f_code.co_name == "token_logps" and _caller(frame) == "_weigh_by_reference":
             return "reference model"
     return own
 
 
-def _caller_locals(frame: FrameType) -> dict[str, Any]:
-    back = frame.f_back
-    return back.f_locals if back is not None and back.f_code.co_name == "_weigh" else {}
+def _caller(frame: FrameType) -> str:
+    return frame.f_back.f_code.co_name if frame.f_back is not None else ""
 
 
 def _bare(model: Any) -> Any:

@@ -1,6 +1,7 @@
 """How episodes are made: replies sampled, weighed by policy, reference and value model, and scored."""
 
 import time
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -100,32 +101,33 @@ class Experience(Checkpoints):
             for episode, figures in zip(episodes, notes, strict=True):
                 episode.logps, entropy, *values = figures.T.tolist()
                 episode.entropy, episode.values = fmean(entropy), values[0] if values else []
-        part = "both" if notes is None else "value"
-
-        def by_what_learns() -> None:
-            for group, input_ids, keep in batches:
-                logps, values, entropy = networks(input_ids, keep, self.args.temperature, entropy=True, part=part)
-                sizes = [len(episodes[row].ids) for row in group]
-                for row, each in zip(group, values.split(sizes), strict=True):
-                    episodes[row].values = each.tolist()
-                if notes is None:
-                    for row, each, spread in zip(group, logps.split(sizes), entropy.split(sizes), strict=True):
-                        episodes[row].logps, episodes[row].entropy = each.tolist(), spread.mean().item()
-
-        def by_reference() -> None:
-            with self.reference.active(self.args.device) as reference:
-                for group, input_ids, keep in batches:
-                    hidden = kept_hidden(reference, input_ids, keep)
-                    logps = token_logps(logits_of(reference), hidden, input_ids[:, 1:][keep], self.args.temperature)
-                    for row, each in zip(group, logps.split([len(episodes[row].ids) for row in group]), strict=True):
-                        episodes[row].ref_logps = each.tolist()
-
-        calls = [by_reference] if part == "value" and self.model.kind == "shared" else [by_what_learns, by_reference]
+        calls = [partial(self._weigh_by_reference, episodes, batches)]
+        if notes is None or self.model.kind != "shared":
+            part = "both" if notes is None else "value"
+            calls.insert(0, partial(self._weigh_by_what_learns, networks, episodes, batches, part))
         if self.abreast and self.reference.model is not None:
             abreast(calls)
         else:
             for call in calls:
                 call()
+
+    def _weigh_by_what_learns(self, networks: Any, episodes: list[Episode], batches: list[Any], part: str) -> None:
+        for group, input_ids, keep in batches:
+            logps, values, entropy = networks(input_ids, keep, self.args.temperature, entropy=True, part=part)
+            sizes = [len(episodes[row].ids) for row in group]
+            for row, each in zip(group, values.split(sizes), strict=True):
+                episodes[row].values = each.tolist()
+            if part == "both":
+                for row, each, spread in zip(group, logps.split(sizes), entropy.split(sizes), strict=True):
+                    episodes[row].logps, episodes[row].entropy = each.tolist(), spread.mean().item()
+
+    def _weigh_by_reference(self, episodes: list[Episode], batches: list[Any]) -> None:
+        with self.reference.active(self.args.device) as reference:
+            for group, input_ids, keep in batches:
+                hidden = kept_hidden(reference, input_ids, keep)
+                logps = token_logps(logits_of(reference), hidden, input_ids[:, 1:][keep], self.args.temperature)
+                for row, each in zip(group, logps.split([len(episodes[row].ids) for row in group]), strict=True):
+                    episodes[row].ref_logps = each.tolist()
 
     def _score(self, rows: list[Row], episodes: list[Episode], gold: list[Reward]) -> None:
         """Ask the reward functions, and the gold where there is one; an error on one rank is raised on all."""
