@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ import torch
 
 from rlhf import packing
 from rlhf.errors import UserError
+from rlhf.layers import trunk
 from rlhf.models import load_causal, load_classifier, load_tokenizer
+from rlhf.ppo.endpoint import RewardError
 from rlhf.ppo.rewards import load_rewards, unwrapped
 from rlhf.ppo.scores import score
 from rlhf.scoring import RewardModel, load_reward_model, load_score_model
@@ -59,6 +63,36 @@ def test_a_loaded_model_scores_as_its_folder_and_leaves_the_tokenizer_as_it_was(
     assert (tokenizer.padding_side, tokenizer.pad_token) == ("left", tokenizer.eos_token)
     scores = score([reward], PROMPTS, COMPLETIONS, {}, 60)[0]
     assert scores == pytest.approx(load_reward_model(str(reward_folder))(PROMPTS, TEXTS), abs=1e-5)
+
+
+def test_a_model_scores_in_the_calling_thread_however_long_it_takes(reward_folder: Path) -> None:
+    """A second thread's operations on a CPU would share the cores with the first one's (docs/decisions.md)."""
+    (reward,) = load_rewards([str(reward_folder)])
+    layers, seen = trunk(unwrapped(reward.function).model), []
+    layers.register_forward_pre_hook(lambda *_: seen.append((threading.current_thread(), torch.is_grad_enabled())))
+    expected = score([reward], PROMPTS, COMPLETIONS, {}, 60.0)
+    assert score([reward], PROMPTS, COMPLETIONS, {}, 1e-9) == expected
+    assert set(seen) == {(threading.current_thread(), False)}
+
+
+def test_a_model_that_fails_is_named_with_the_line_and_ctrl_c_is_no_failure(reward_folder: Path) -> None:
+    (reward,) = load_rewards([str(reward_folder)])
+    layers = trunk(unwrapped(reward.function).model)
+
+    def fail_with(error: BaseException) -> Callable[..., None]:
+        def fail(*_: object) -> None:
+            raise error
+
+        return fail
+
+    hook = layers.register_forward_pre_hook(fail_with(RuntimeError("no room")))
+    place = rf"^reward `{reward.name}`: RuntimeError: no room \(.*:\d+\); mend it there$"
+    with pytest.raises(RewardError, match=place):
+        score([reward], PROMPTS, COMPLETIONS, {}, 60.0)
+    hook.remove()
+    layers.register_forward_pre_hook(fail_with(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        score([reward], PROMPTS, COMPLETIONS, {}, 60.0)
 
 
 def test_an_adapter_of_a_classifier_is_a_reward_model(policy_folder: Path, tmp_path: Path) -> None:

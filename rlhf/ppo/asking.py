@@ -1,4 +1,4 @@
-"""Asking one reward function: in a thread, with a time limit, and what goes wrong in it told with its place."""
+"""Asking one reward function, a user's in a thread with a time limit, and what goes wrong in it told with its place."""
 
 import asyncio
 import inspect
@@ -13,9 +13,11 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.hardware import end_thread_team, flushes_denormals
+from rlhf.implicit import ImplicitReward
 from rlhf.ppo import rewards
 from rlhf.ppo.endpoint import RewardError
 from rlhf.ppo.rewards import Reward, unwrapped
+from rlhf.scoring import RewardModel
 
 _OURS = (__file__, rewards.__file__)  # whose frames, `call`'s and text_reward's, a user did not write
 
@@ -25,9 +27,18 @@ def ask(
 ) -> Any:
     """What the function answers, unchecked.
 
+    Our own, around a model in this process, runs in the calling thread: it takes as long as it takes, and in a second
+    thread it would compute a third slower on a CPU (docs/decisions.md).
+
     Raises:
         RewardError: it raised, or took more than `timeout` seconds.
     """
+    if isinstance(unwrapped(reward.function), RewardModel | ImplicitReward):
+        try:
+            with torch.no_grad():
+                return reward.function(**{**columns, "prompts": prompts, "completions": completions})
+        except Exception as error:  # not Ctrl-C, which this thread is the one to hear of
+            raise _failed(reward, error, columns) from error
     # A thread starts on GPU 0 and with gradients, whatever its maker has.
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     answers: list[Any] = []
@@ -45,7 +56,7 @@ def ask(
 
     _Worker.run(call, timeout)
     if errors:
-        raise RewardError(f"reward `{reward.name}`: {_raised(reward.function, errors[0], columns)}") from errors[0]
+        raise _failed(reward, errors[0], columns) from errors[0]
     if not answers:
         raise RewardError(
             f"reward `{reward.name}`: no answer within {timeout:g} seconds for {len(completions)} completions; "
@@ -92,6 +103,10 @@ class _Worker:
         cls.current.calls.put((as_here, done))
         if not done.wait(min(timeout, threading.TIMEOUT_MAX)):
             cls.current = None
+
+
+def _failed(reward: Reward, error: BaseException, columns: dict[str, Any]) -> RewardError:
+    return RewardError(f"reward `{reward.name}`: {_raised(reward.function, error, columns)}")
 
 
 def _raised(function: Callable[..., Any], error: BaseException, columns: dict[str, Any]) -> str:

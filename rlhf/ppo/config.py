@@ -85,7 +85,10 @@ class PPOConfig(TrainingArguments):
         default="sum", metadata={"help": "Several rewards become one: sum, mean, minimum, lower_bound (mean - k std)."}
     )
     reward_ensemble_k: float = field(default=1.0, metadata={"help": "The k of lower_bound."})
-    reward_timeout: float = field(default=600.0, metadata={"help": "Seconds a reward function may take for a round."})
+    reward_timeout: float = field(
+        default=600.0,
+        metadata={"help": "Seconds a reward function or endpoint may take for a round; reward models have no limit."},
+    )
     missing_eos_penalty: float = field(default=1.0, metadata={"help": "Taken off the score of an unfinished reply."})
     score_bias: float | None = field(
         default=None, metadata={"help": "Taken off each score. Default: the first round's mean, which becomes 0."}

@@ -10,7 +10,6 @@ from accelerate.utils import gather_object
 from trl.models.utils import unwrap_model_for_generation
 
 from rlhf.abreast import abreast
-from rlhf.hardware import end_thread_team
 from rlhf.layers import logits_of
 from rlhf.ppo.checkpoint import Checkpoints
 from rlhf.ppo.endpoint import RewardError
@@ -139,8 +138,6 @@ class Experience(Checkpoints):
             for prompt, episode in zip(prompts, episodes, strict=True)
         ]
         error, scores, golds = "", [], []
-        if args.bf16:
-            end_thread_team()  # not in float32: MKL's products then took an eighth longer (docs/decisions.md)
         try:
             scores = score(self.rewards, prompts, completions, columns, args.reward_timeout)
             golds = score(gold, prompts, completions, columns, args.reward_timeout)
