@@ -40,5 +40,6 @@ def test_two_runs_of_one_seed_give_the_same_report(tmp_path: Path, capsys: pytes
     out = capsys.readouterr().out
     assert "reward model: accuracy on held-out prompts" in out
     assert "compare/report.html" in out
+    assert f"rlhf chat {tmp_path}/two/dpo {tmp_path}/two/ppo" in out
     # No stage that trains is a child of the gold: only compare's settings name it.
     assert [name for name, run in runs.items() if "rubric" in str(run.config)] == ["compare"]

@@ -80,4 +80,4 @@ def show(runs: dict[str, Run], root: Path) -> None:
     console.print(table)
     console.print(report["verdict"], highlight=False)
     console.print(f"next: open {root}/compare/report.html", highlight=False, soft_wrap=True)
-    console.print(f"      rlhf chat {root}/sft {root}/dpo", highlight=False, soft_wrap=True)
+    console.print(f"      rlhf chat {root}/dpo {root}/ppo", highlight=False, soft_wrap=True)
