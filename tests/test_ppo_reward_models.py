@@ -1,5 +1,6 @@
 """Classifiers as reward functions: a folder, a loaded model, an adapter; and what cannot score."""
 
+import functools
 import json
 import shutil
 import threading
@@ -73,6 +74,20 @@ def test_a_model_scores_in_the_calling_thread_however_long_it_takes(reward_folde
     expected = score([reward], PROMPTS, COMPLETIONS, {}, 60.0)
     assert score([reward], PROMPTS, COMPLETIONS, {}, 1e-9) == expected
     assert set(seen) == {(threading.current_thread(), False)}
+
+
+def test_a_users_function_around_a_model_keeps_its_time_limit(reward_folder: Path) -> None:
+    """What it does beside the model may hang."""
+    never = threading.Event()
+
+    @functools.wraps(load_reward_model(str(reward_folder)), updated=())
+    def patient(**_: object) -> list[float]:
+        never.wait()
+        return [0.0] * len(TEXTS)
+
+    with pytest.raises(RewardError, match=r"no answer within 0\.05 seconds"):
+        ask(patient, timeout=0.05)
+    never.set()
 
 
 def test_a_model_that_fails_is_named_with_the_line_and_ctrl_c_is_no_failure(reward_folder: Path) -> None:

@@ -13,11 +13,9 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.hardware import end_thread_team, flushes_denormals
-from rlhf.implicit import ImplicitReward
 from rlhf.ppo import rewards
 from rlhf.ppo.endpoint import RewardError
 from rlhf.ppo.rewards import Reward, unwrapped
-from rlhf.scoring import RewardModel
 
 _OURS = (__file__, rewards.__file__)  # whose frames, `call`'s and text_reward's, a user did not write
 
@@ -27,13 +25,13 @@ def ask(
 ) -> Any:
     """What the function answers, unchecked.
 
-    Our own, around a model in this process, runs in the calling thread: it takes as long as it takes, and in a second
-    thread it would compute a third slower on a CPU (docs/decisions.md).
+    A model in this process scores in the calling thread: it takes as long as it takes, and in a second thread it would
+    compute a third slower on a CPU (docs/decisions.md).
 
     Raises:
         RewardError: it raised, or took more than `timeout` seconds.
     """
-    if isinstance(unwrapped(reward.function), RewardModel | ImplicitReward):
+    if reward.is_model:
         try:
             with torch.no_grad():
                 return reward.function(**{**columns, "prompts": prompts, "completions": completions})

@@ -31,10 +31,14 @@ _TEMPLATE = "give it one: set `tokenizer.chat_template` and save the tokenizer b
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward function and what to call it; no two of a run share a name."""
+    """A reward function and what to call it; no two of a run share a name.
+
+    `is_model`: it is this project's own around a model in this process, and nobody else's code.
+    """
 
     name: str
     function: Callable[..., Any]
+    is_model: bool = False
 
 
 def load_rewards(
@@ -69,12 +73,13 @@ def load_rewards(
         function = _function(item, max_length, batch_size, trust_remote_code, policy)
         if isinstance(model := unwrapped(function), RewardModel):
             model.bf16 = bf16
+        is_model = function is not item and isinstance(model, RewardModel | ImplicitReward)
         name = base = _name(item)
         number = 1
         while name in rewards:
             number += 1
             name = f"{base}-{number}"
-        rewards[name] = Reward(name, function)
+        rewards[name] = Reward(name, function, is_model)
     return list(rewards.values())
 
 
