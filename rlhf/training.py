@@ -276,6 +276,9 @@ def set_up(arguments: Any) -> None:
     if arguments.deepspeed:
         import deepspeed
 
+        from rlhf.extension_lock import take_over_left_locks
+
+        take_over_left_locks()  # before anything is compiled
         # ZeRO-3 cuts up weights while they load, and must know by then how many ranks there are.
         deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
 

@@ -28,7 +28,7 @@ ROWS = [
     ["rlhf.data", "rlhf.runs", "rlhf.intervals", "rlhf.agreement", "rlhf.ports", "rlhf.packing", "rlhf.parts"],
     ["rlhf.config", "rlhf.decoding_graph", "rlhf.abreast"],
     ["rlhf.records", "rlhf.layers"],
-    ["rlhf.errors", "rlhf.hardware", "rlhf.usage", "rlhf.throughput"],
+    ["rlhf.errors", "rlhf.hardware", "rlhf.usage", "rlhf.throughput", "rlhf.extension_lock"],
 ]  # fmt: skip
 # A room that reaches into another one on purpose, and why.
 ALLOWED = {

@@ -1,6 +1,5 @@
 """Two nodes with networks of their own (namespaces): they train as one, and end when their cable is pulled."""
 
-import os
 import re
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from rlhf.launcher.rank import choose_interface, interface_to, own_address
-from rlhf.launcher.watch import drop_left_locks
 from tests import launch_cases as cases
 from tests.network_nodes import Node, NotAllowed, two_nodes
 from tests.test_launch_faults import when_at_step
@@ -128,16 +126,3 @@ def test_one_node_the_user_s_choice_and_a_name_for_loopback_are_left_alone() -> 
     named = {"MASTER_ADDR": "localhost", "GROUP_WORLD_SIZE": "2"}
     choose_interface(named)
     assert len(named) == 2
-
-
-def test_locks_of_killed_builds_are_removed_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    locks = {name: tmp_path / "py311_cpu" / name / "lock" for name in ("left", "held", "old")}
-    for lock in locks.values():
-        lock.parent.mkdir(parents=True)
-        lock.touch()
-    os.utime(locks["old"], (1000, 1000))
-    with locks["held"].open():  # as torch's FileBaton does
-        assert drop_left_locks(since=2000) == [locks["left"]]
-    assert not locks["left"].exists() and locks["held"].exists() and locks["old"].exists()
-    assert drop_left_locks(since=time.time() + 60) == []

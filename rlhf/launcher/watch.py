@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from rlhf.extension_lock import drop_left_locks
 from rlhf.launcher.memory import is_out_of_memory
 from rlhf.launcher.network import CUT, Network, network_of
 from rlhf.launcher.rank import RankFiles, read_mark
@@ -285,24 +286,6 @@ def read_news(folder: Path) -> dict[str, int]:
     return {path.name: _time(path) for path in (folder / "ranks").glob("failed-*.json")}
 
 
-def drop_left_locks(since: float) -> list[Path]:
-    """Remove the locks that ranks killed while they compiled an extension (DeepSpeed's Adam) left, and return them.
-
-    torch's lock is a file that its holder keeps open and removes; where the holder was killed, all later jobs of
-    this user would wait for it without end. Only files made `since` (seconds of the epoch) that no process has open.
-    """
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-    found = {path for pattern in ("*/lock", "*/*/lock") for path in root.glob(pattern)}
-    new = {path for path in found if _time(path) >= since * 1e9}
-    if not new:
-        return []
-    opened = {file for process in psutil.process_iter() for file in _open_files(process)}
-    left = sorted(path for path in new if str(path.resolve()) not in opened)
-    for path in left:
-        path.unlink(missing_ok=True)
-    return left
-
-
 def _said(files: RankFiles) -> int | None:
     try:
         return int(files.said.read_text(encoding="utf-8"))
@@ -315,13 +298,6 @@ def _session(pid: int) -> int | None:
         return os.getsid(pid)
     except OSError:  # it has just ended
         return None
-
-
-def _open_files(process: psutil.Process) -> list[str]:
-    try:
-        return [file.path for file in process.open_files()]
-    except psutil.Error:
-        return []
 
 
 def last_lines(log: Path, count: int = _LINES) -> list[str]:
