@@ -15,6 +15,7 @@ _OF_ONE_MACHINE = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "overl
 _COMPILES = 900.0  # seconds; no extension of DeepSpeed's takes so long
 _POLL = 0.1  # seconds
 _LOOK = 1.0  # seconds between two looks for the holder
+_TELL = 60.0  # seconds between two lines of one who waits; a launcher takes silence for a hang
 
 
 class Baton:
@@ -31,6 +32,7 @@ class Baton:
     def try_acquire(self) -> bool:
         """True, once the lock is had: its holder has released it, or is gone."""
         left: tuple[int, int] | None = None
+        begun = told = time.monotonic()
         while True:
             try:
                 self._file = os.open(self._lock, os.O_CREAT | os.O_EXCL)
@@ -43,9 +45,21 @@ class Baton:
                 self._lock.unlink(missing_ok=True)
                 _say(f"{self._lock} was left by a run that was killed while it compiled; removed it")
                 continue
+            if time.monotonic() - told >= _TELL:
+                told = time.monotonic()
+                self._tell(told - begun)
             until = time.monotonic() + _LOOK
             while self._lock.exists() and time.monotonic() < until:
                 time.sleep(self._poll)
+
+    def _tell(self, waited: float) -> None:
+        if is_held(self._lock):
+            _say(f"waits for {self._lock}: another process compiles ({waited:.0f} s so far)")
+        else:
+            _say(
+                f"waits for {self._lock}: who has it is not seen from here, another machine or user perhaps ({waited:.0f} s "
+                f"so far); after {_COMPILES:.0f} s it counts as left; remove it where no run is starting"
+            )
 
     def wait(self) -> None:
         """Nothing: `try_acquire` has waited."""

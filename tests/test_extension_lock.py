@@ -1,6 +1,7 @@
 """A lock of PyTorch's compiler whose holder was killed is taken over; one that is held, or may be, is waited for."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,23 @@ def test_a_held_lock_is_waited_for(lock: Path, capfd: pytest.CaptureFixture[str]
     assert mine.try_acquire()
     assert had_after(lock, mine.release)
     assert capfd.readouterr().err == ""  # released, not left
+
+
+def test_who_waits_long_says_so(lock: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(extension_lock, "_TELL", 1.5)
+    with holder(lock) as process:
+        assert had_after(lock, process.kill)
+    err = capfd.readouterr().err
+    assert re.match(rf"rlhf: waits for {lock}: another process compiles \([2-9] s so far\)\n", err)
+
+    monkeypatch.setattr(extension_lock, "_OF_ONE_MACHINE", set[str]())
+    lock.touch()
+    assert had_after(lock, lock.unlink)
+    assert re.match(
+        rf"rlhf: waits for {lock}: who has it is not seen from here, another machine or user perhaps "
+        r"\([2-9] s so far\); after 900 s it counts as left; remove it where no run is starting\n",
+        capfd.readouterr().err,
+    )
 
 
 def test_a_compiler_that_outlives_its_killed_holder_is_waited_for(lock: Path) -> None:
