@@ -57,8 +57,9 @@ class Baton:
             _say(f"waits for {self._lock}: another process compiles ({waited:.0f} s so far)")
         else:
             _say(
-                f"waits for {self._lock}: who has it is not seen from here, another machine or user perhaps ({waited:.0f} s "
-                f"so far); after {_COMPILES:.0f} s it counts as left; remove it where no run is starting"
+                f"waits for {self._lock}: who has it is not seen from here, another machine or user perhaps "
+                f"({waited:.0f} s so far); after {_COMPILES:.0f} s it counts as left; "
+                "remove it where no run is starting"
             )
 
     def wait(self) -> None:
