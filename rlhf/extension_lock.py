@@ -50,7 +50,7 @@ class Baton:
                 self._tell(told - begun)
             until = time.monotonic() + _LOOK
             while self._lock.exists() and time.monotonic() < until:
-                time.sleep(self._poll)
+                time.sleep(self._poll)  # another process's doing, of which only the file tells
 
     def _tell(self, waited: float) -> None:
         if is_held(self._lock):

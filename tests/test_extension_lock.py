@@ -35,7 +35,7 @@ for _ in range(5):
     baton = Baton(lock, wait_seconds=0.001)
     assert baton.try_acquire()
     os.mkdir(lock.parent / "inside")  # fails where two are in
-    time.sleep(0.002)
+    time.sleep(0.002)  # stay a while, so that another one let in would meet it
     os.rmdir(lock.parent / "inside")
     baton.release()
 """
@@ -136,6 +136,7 @@ def test_a_compiler_that_outlives_its_killed_holder_is_waited_for(lock: Path) ->
     assert had_after(lock, end)
 
 
+# CI is root. No other way makes a file of another user.
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
 def test_another_user_s_lock_is_left_after_a_quarter_of_an_hour(lock: Path) -> None:
     lock.touch()
