@@ -41,8 +41,7 @@ class Baton:
                 pass
             before, left = left, _which(self._lock) if is_left(self._lock) else None
             # PyTorch's own closes the file a moment before it removes it: two looks must find the same.
-            if left is not None and left == before == _which(self._lock):
-                self._lock.unlink(missing_ok=True)
+            if left is not None and left == before and _remove(self._lock, left):
                 _say(f"{self._lock} was left by a run that was killed while it compiled; removed it")
                 continue
             if time.monotonic() - told >= _TELL:
@@ -107,10 +106,8 @@ def drop_left_locks(since: float) -> list[Path]:
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     found = sorted(path for pattern in ("*/lock", "*/*/lock") for path in root.glob(pattern))
-    left = [path for path in found if (which := _which(path)) and which[1] >= since * 1e9 and not is_held(path)]
-    for path in left:
-        path.unlink(missing_ok=True)
-    return left
+    new = [(path, which) for path in found if (which := _which(path)) and which[1] >= since * 1e9]
+    return [path for path, which in new if not is_held(path) and _remove(path, which)]
 
 
 def _is_at_work(process: psutil.Process, lock: Path) -> bool:
@@ -127,6 +124,14 @@ def _which(lock: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_mtime_ns
+
+
+def _remove(lock: Path, which: tuple[int, int]) -> bool:
+    """Whether it was still that lock, and is gone: another process may have removed it and made its own meanwhile."""
+    if _which(lock) != which:
+        return False
+    lock.unlink(missing_ok=True)
+    return True
 
 
 def _file_system(path: Path) -> str:

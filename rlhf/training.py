@@ -22,6 +22,7 @@ from trl import ModelConfig, get_quantization_config
 
 from rlhf.data.encode import CutReport
 from rlhf.errors import UserError
+from rlhf.extension_lock import take_over_left_locks
 from rlhf.hardware import denormals_flushed
 from rlhf.models import load_causal
 from rlhf.resume import NumRanks, drop_torn_checkpoints, newest_checkpoint, prepare_resume
@@ -275,8 +276,6 @@ def set_up(arguments: Any) -> None:
     atexit.register(_leave_group)
     if arguments.deepspeed:
         import deepspeed
-
-        from rlhf.extension_lock import take_over_left_locks
 
         take_over_left_locks()  # before anything is compiled
         # ZeRO-3 cuts up weights while they load, and must know by then how many ranks there are.

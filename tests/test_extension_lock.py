@@ -109,6 +109,18 @@ def test_a_held_lock_is_waited_for(lock: Path, capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr().err == ""  # released, not left
 
 
+def test_a_lock_that_another_process_made_meanwhile_is_not_removed(lock: Path) -> None:
+    lock.touch()
+    seen = extension_lock._which(lock)
+    assert seen
+    lock.rename(lock.with_name("gone"))  # its inode is not free for the next one
+    lock.touch()
+    assert not extension_lock._remove(lock, seen) and lock.exists()
+    now = extension_lock._which(lock)
+    assert now and extension_lock._remove(lock, now) and not lock.exists()
+    assert not extension_lock._remove(lock, now)
+
+
 def test_who_waits_long_says_so(lock: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(extension_lock, "_TELL", 1.5)
     with holder(lock) as process:
